@@ -1,0 +1,1 @@
+"""Where content lives. Each store satisfies `content.storage`; none knows another."""

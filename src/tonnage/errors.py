@@ -29,6 +29,7 @@ Foreign errors (OSError, http.client, aiohttp, msgspec) are translated at the se
 
 from __future__ import annotations
 
+import errno
 from typing import Literal
 
 Side = Literal["source", "target"]
@@ -74,6 +75,24 @@ class LocalError(TonnageError):
     """A local file or folder cannot be read or written."""
 
     exit_code = 3
+
+    @classmethod
+    def from_os(cls, error: OSError, action: str, path: object) -> LocalError:
+        """The error for a failed system call.
+
+        Args:
+            error: what the operating system said.
+            action: what was tried, as in "cannot ACTION PATH".
+            path: what it was tried on.
+        """
+        message = f"cannot {action} {path}: {error.strerror or error}"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return StorageFull(message, hint="free some space and run the command again; it goes on where it stopped")
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            return cls(message, hint="check who owns it and its permissions")
+        if error.errno == errno.ENOENT:
+            return cls(message, hint="check the path")
+        return cls(message)
 
 
 class SourceChanged(LocalError):

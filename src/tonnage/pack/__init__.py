@@ -1,0 +1,1 @@
+"""Files become layers, and layers become files again."""

@@ -188,9 +188,7 @@ def _read_config(
     return [Digest(text) for text in texts], config
 
 
-def _layers(
-    manifest: Manifest, format: Format, diff_ids: Sequence[Digest | None]
-) -> tuple[list[Layer], list[str]]:
+def _layers(manifest: Manifest, format: Format, diff_ids: Sequence[Digest | None]) -> tuple[list[Layer], list[str]]:
     layers: list[Layer] = []
     warnings: list[str] = []
     for node, diff_id in zip(manifest.layers, diff_ids, strict=True):

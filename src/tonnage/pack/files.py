@@ -19,7 +19,9 @@ RECORD = ".tonnage.json"
 STAGING = ".tonnage-partial"
 """Where a pull works until everything is verified; not part of the model."""
 
-_IGNORED_NAMES = frozenset({".git", ".gitattributes", ".gitignore", ".DS_Store", ".cache", "__pycache__", RECORD, STAGING})
+_IGNORED_NAMES = frozenset(
+    {".git", ".gitattributes", ".gitignore", ".DS_Store", ".cache", "__pycache__", RECORD, STAGING}
+)
 
 
 @dataclass(frozen=True)

@@ -94,9 +94,13 @@ class FolderTarget:
         self._layers: Mapping[str, Layer] = {layer.node.digest: layer for layer in artifact.layers}
         self._staging = path
         self._lock = -1
+        self._complete = False
 
     def __enter__(self) -> FolderTarget:
         with _translated("prepare", self.path):
+            self._complete = _is_complete(self.path, self._artifact.root)
+            if self._complete:
+                return self
             self._check_occupied()
             self._staging = self._choose_staging()
             self._staging.mkdir(parents=True, exist_ok=True)
@@ -113,10 +117,8 @@ class FolderTarget:
         self._release()
 
     def exists(self, node: Descriptor) -> bool:
-        """Whether a layer is verified and staged; for the artifact itself, whether the folder has it."""
-        if node.digest == self._artifact.root.digest:
-            return _is_complete(self.path, node)
-        return self._note(node).exists()
+        """Whether a layer is verified and staged; anything, when the folder has the whole model already."""
+        return self._complete or (node.digest in self._layers and self._note(node).exists())
 
     def push(self, node: Descriptor, open: Opener) -> None:
         """Unpack a layer into the staging folder. The artifact's own document holds no files and is not kept."""
@@ -133,11 +135,10 @@ class FolderTarget:
 
     def tag(self, node: Descriptor, reference: str) -> None:
         """Show the model; `reference` is not kept, since a folder holds one model."""
-        if self.exists(node):
-            return
-        with _translated("put the model into", self.path):
-            files = self._assemble()
-            self._publish(files)
+        if not self._complete:
+            with _translated("put the model into", self.path):
+                self._publish(self._assemble())
+            self._complete = True
 
     # --- staging
 
@@ -196,7 +197,7 @@ class FolderTarget:
     def _check_space(self) -> None:
         missing = sum(layer.node.size for layer in self._artifact.layers if not self.exists(layer.node))
         free = shutil.disk_usage(self._staging).free
-        if missing > free and not self.exists(self._artifact.root):
+        if missing > free:
             raise StorageFull(
                 f"{self.path} has {free:,} bytes free, the model needs {missing:,} more", hint="free some space"
             )
@@ -274,7 +275,8 @@ class FolderTarget:
 
     def _publish(self, files: dict[str, int]) -> None:
         tree = self._staging / "tree"
-        record = Record(self._artifact.root.digest, self._artifact.manifest.descriptor.digest, self._source, files)
+        record = Record(
+            str(self._artifact.root.digest), str(self._artifact.manifest.descriptor.digest), self._source, files)
         data = msgspec.json.format(msgspec.json.encode(record)) + b"\n"
         if self._staging.parent != self.path:
             _write_atomic(tree / RECORD, data)

@@ -2,7 +2,7 @@
 
     index
     |- ModelPack manifest    artifactType application/vnd.cncf.model.manifest.v1+json      modctl, KitOps, oras, Harbor
-    '- OCI image manifest    for each platform, the same one                 containerd, CRI-O, KServe, skopeo, crane
+    '- OCI image manifests   one a platform, which differ in that alone      containerd, CRI-O, KServe, skopeo, crane
          same layers, and one tiny layer more: the link `models -> .`
 
 The layers are uncompressed tars, so each is its own diff id; the paths in them are the model's own. KServe's modelcar
@@ -42,7 +42,7 @@ LINK_LAYER = symlink(LINK_NAME, LINK_TARGET)
 """The layer that makes `/models` in an image."""
 
 PLATFORMS = (("linux", "amd64"), ("linux", "arm64"))
-"""Weights run anywhere; runtimes choose a manifest by platform, so the index names the one manifest for each."""
+"""Weights run anywhere, but runtimes choose a manifest by platform: there is one for each, of the same layers."""
 
 MAX_LISTING = 1 << 20
 """Bytes of a manifest that may go into listing files; the listing of a layer with very many is left out."""
@@ -70,7 +70,7 @@ class Artifact:
     Args:
         index: descriptor of the index: the root of the artifact.
         modelpack: descriptor of the ModelPack manifest.
-        image: descriptor of the OCI image manifest.
+        image: descriptor of the OCI image manifest for the first of `PLATFORMS`.
         documents: bytes of every document and small blob, by digest.
     """
 
@@ -80,9 +80,7 @@ class Artifact:
     documents: Mapping[Digest, bytes]
 
 
-def universal(
-    layers: Sequence[PackedLayer], *, descriptor: Mapping[str, Any], config: Mapping[str, Any]
-) -> Artifact:
+def universal(layers: Sequence[PackedLayer], *, descriptor: Mapping[str, Any], config: Mapping[str, Any]) -> Artifact:
     """Build the universal format.
 
     Args:
@@ -123,33 +121,23 @@ def universal(
         artifact_type=MODELPACK_MANIFEST,
         platform={"architecture": "unknown", "os": "unknown"},
     )
-    link = add(LINK_LAYER, OCI_LAYER_TAR, annotations={TITLE: f"{LINK_NAME}.tar"})
-    os, architecture = PLATFORMS[0]
-    image_config = add(
-        canonical(
-            {
-                "architecture": architecture,
-                "config": {},
-                "os": os,
-                "rootfs": {"diff_ids": [*diff_ids, str(link.digest)], "type": "layers"},
-            }
-        ),
-        OCI_IMAGE_CONFIG,
-    )
+    link = add(LINK_LAYER, OCI_LAYER_TAR)
+    # No titles here: a client that pulls every titled layer of an index (oras) would meet each name twice.
     image_layers = [
-        Descriptor(media_type=OCI_LAYER_TAR, digest=layer.digest, size=layer.size, annotations=extra)
+        Descriptor(
+            media_type=OCI_LAYER_TAR,
+            digest=layer.digest,
+            size=layer.size,
+            annotations={key: text for key, text in extra.items() if key == TONNAGE_FILES},
+        )
         for layer, extra in zip(layers, annotations, strict=True)
     ]
-    image = add(_manifest(image_config, [*image_layers, link]), OCI_MANIFEST)
-    images = [
-        Descriptor(
-            media_type=image.media_type,
-            digest=image.digest,
-            size=image.size,
-            platform={"architecture": architecture, "os": os},
-        )
-        for os, architecture in PLATFORMS
-    ]
+    images = []
+    for os, architecture in PLATFORMS:
+        platform = {"architecture": architecture, "os": os}
+        rootfs = {"diff_ids": [*diff_ids, str(link.digest)], "type": "layers"}
+        image_config = add(canonical({**platform, "config": {}, "rootfs": rootfs}), OCI_IMAGE_CONFIG)
+        images.append(add(_manifest(image_config, [*image_layers, link]), OCI_MANIFEST, platform=platform))
     # Images first: a client that takes the first manifest of an index expects one.
     index = add(
         canonical(
@@ -161,7 +149,7 @@ def universal(
         ),
         OCI_INDEX,
     )
-    return Artifact(index, modelpack, image, documents)
+    return Artifact(index, modelpack, images[0], documents)
 
 
 def previous_layers(manifest: Manifest) -> list[PreviousLayer]:
@@ -241,7 +229,7 @@ def _list(layer: PackedLayer) -> str:
         )
         for piece in layer.pieces
     ]
-    return msgspec.json.encode(_Listing(layer.digest, entries)).decode()
+    return msgspec.json.encode(_Listing(str(layer.digest), entries)).decode()
 
 
 def _manifest(config: Descriptor, layers: Sequence[Descriptor], **fields: Any) -> bytes:

@@ -1,0 +1,330 @@
+"""A repository of an OCI registry as a store (distribution-spec 1.1)."""
+
+from __future__ import annotations
+
+import re
+import ssl
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from typing import Any
+from urllib.parse import quote, urlencode, urljoin
+
+import msgspec
+
+from tonnage.content import manifest
+from tonnage.content.descriptor import Descriptor
+from tonnage.content.digest import Digest
+from tonnage.content.manifest import MAX_MANIFEST_SIZE, Index
+from tonnage.content.mediatype import DOCKER_MANIFEST, DOCKER_MANIFEST_LIST, OCI_INDEX, OCI_MANIFEST
+from tonnage.content.reference import Repository
+from tonnage.content.storage import Opener, Reader
+from tonnage.content.verify import BytesReader, read_all
+from tonnage.errors import (
+    AccessDenied,
+    DigestMismatch,
+    IntegrityError,
+    InvalidContent,
+    NotFound,
+    RegistryError,
+    TooManyRequests,
+    Unavailable,
+)
+from tonnage.stores.registry.auth import Authenticator, CredentialSource, docker_config
+from tonnage.stores.registry.transport import Body, Response, Timeouts, Transport, host_of
+from tonnage.stores.registry.upload import upload_blob
+
+ACCEPT = ", ".join((OCI_INDEX, OCI_MANIFEST, DOCKER_MANIFEST_LIST, DOCKER_MANIFEST))
+MAX_ERROR = 64 << 10
+"""Bytes of an error body worth reading."""
+
+MAX_LIST = 8 << 20
+"""Bytes of one page of tags."""
+
+_KEPT_MANIFESTS = 64
+_DOCKER_HUB = {"docker.io": "registry-1.docker.io", "index.docker.io": "registry-1.docker.io"}
+
+
+class RegistryStore:
+    """One repository of one registry. Safe for several threads.
+
+    Args:
+        repository: which.
+        plain_http: whether to speak HTTP without TLS; by default only to this machine.
+        credentials: where to look for a user name and password; by default what `docker login` has stored.
+        timeouts: limits on waiting.
+        tls: certificates to trust; the system's by default.
+    """
+
+    def __init__(
+        self,
+        repository: Repository,
+        *,
+        plain_http: bool | None = None,
+        credentials: CredentialSource | None = None,
+        timeouts: Timeouts | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self.repository = repository
+        plain = repository.is_loopback if plain_http is None else plain_http
+        host = _DOCKER_HUB.get(repository.host, repository.host)
+        self._url = f"{'http' if plain else 'https'}://{host}/v2/{repository.name}"
+        self._transport = Transport(timeouts=timeouts, tls=tls)
+        self._auth = Authenticator(repository.host, self._transport, credentials or docker_config())
+        self._manifests: OrderedDict[str, bytes] = OrderedDict()
+
+    def close(self) -> None:
+        """Close idle connections."""
+        self._transport.close()
+
+    # --- reading
+
+    def fetch(self, node: Descriptor) -> Reader:
+        """See `Fetcher.fetch`."""
+        if node.digest in self._manifests:
+            return BytesReader(self._manifests[node.digest])
+        response = self._call("GET", self._node_url(node), expect=(200,), headers=_accept(node))
+        return self._sized(response, node, node.size)
+
+    def fetch_range(self, node: Descriptor, offset: int, length: int) -> Reader:
+        """See `RangeFetcher.fetch_range`."""
+        if not length:
+            return BytesReader(b"")
+        last = offset + length - 1
+        headers = {**_accept(node), "Range": f"bytes={offset}-{last}"}
+        response = self._call("GET", self._node_url(node), expect=(200, 206), headers=headers)
+        if response.status == 200 and (offset, length) == (0, node.size):
+            return self._sized(response, node, length)
+        # A 200 in place of a 206 is the whole blob: taken for the range, it would corrupt the file.
+        if response.status != 206 or response.headers.get("Content-Range") != f"bytes {offset}-{last}/{node.size}":
+            response.close()
+            raise Unavailable(f"{self.repository.host} does not serve the range {offset}-{last} of {node.digest}")
+        return self._sized(response, node, length)
+
+    def resolve(self, reference: str) -> Descriptor:
+        """See `Resolver.resolve`."""
+        response = self._call("GET", self._manifest_url(reference), expect=(200,), headers={"Accept": ACCEPT})
+        raw = response.read(MAX_MANIFEST_SIZE + 1)
+        # Caps the size too; and the type must be one we read.
+        document = manifest.parse(raw, response.headers.get("Content-Type", "").partition(";")[0].strip())
+        digest = Digest.of(raw)
+        wanted = reference if ":" in reference else response.headers.get("Docker-Content-Digest")
+        if wanted and wanted.startswith("sha256:") and wanted != digest:
+            raise DigestMismatch(
+                f"{self.repository.host} sent a manifest that hashes to {digest} for {wanted}",
+                hint="its copy is damaged, or something on the way changes what it sends",
+            )
+        self._keep(digest, raw)
+        return Descriptor(
+            media_type=document.media_type, digest=digest, size=len(raw), artifact_type=document.artifact_type
+        )
+
+    def tags(self) -> Sequence[str]:
+        """See `TagLister.tags`."""
+        found: list[str] = []
+        url: str | None = f"{self._url}/tags/list"
+        seen = set()
+        while url and url not in seen:
+            seen.add(url)
+            response = self._call("GET", url, expect=(200,))
+            raw = response.read(MAX_LIST)
+            try:
+                found += msgspec.json.decode(raw, type=_Tags).tags or []
+            except msgspec.MsgspecError as error:
+                raise InvalidContent(f"{self.repository.host} sent a malformed list of tags: {error}") from error
+            url = _next_page(response)
+        return sorted(set(found))
+
+    def referrers(self, node: Descriptor, artifact_type: str | None = None) -> Sequence[Descriptor]:
+        """See `ReferrerLister.referrers`; uses the tag scheme where the registry has no referrers API."""
+        found = []
+        for page in self._referrer_pages(node, artifact_type):
+            found += [entry for entry in page.manifests if artifact_type in (None, entry.artifact_type)]
+        return found
+
+    # --- writing
+
+    def exists(self, node: Descriptor) -> bool:
+        """See `Pusher.exists`."""
+        try:
+            response = self._call("HEAD", self._node_url(node), expect=(200,), headers=_accept(node))
+        except NotFound:
+            return False
+        response.close()
+        size = response.headers.get("Content-Length")
+        return size is None or size == str(node.size)
+
+    def push(self, node: Descriptor, open: Opener) -> None:
+        """See `Pusher.push`; the registry verifies what it receives."""
+        if not node.is_manifest:
+            upload_blob(self._call, self._url, node, open)
+            return
+        raw = read_all(open(0), node, limit=MAX_MANIFEST_SIZE)
+        self._keep(node.digest, raw)
+        self._put_manifest(node.digest, node, raw)
+
+    def tag(self, node: Descriptor, reference: str) -> None:
+        """See `Tagger.tag`."""
+        raw = read_all(self.fetch(node), node, limit=MAX_MANIFEST_SIZE)
+        self._put_manifest(reference, node, raw)
+
+    def delete(self, node: Descriptor) -> None:
+        """See `Deleter.delete`."""
+        self._manifests.pop(node.digest, None)
+        self._call("DELETE", self._node_url(node), expect=(200, 202)).close()
+
+    # --- requests
+
+    def _call(
+        self,
+        method: str,
+        url: str,
+        *,
+        expect: tuple[int, ...],
+        headers: dict[str, str] | None = None,
+        body: bytes | Body | None = None,
+    ) -> Response:
+        """Send a request with what authorisation it needs.
+
+        Raises:
+            TonnageError: the one that fits the status, if it is none of `expect`.
+        """
+        actions = "pull" if method in ("GET", "HEAD") else "pull,push" if method != "DELETE" else "delete"
+        scope = f"repository:{self.repository.name}:{actions}"
+        # An upload URL on another host, such as a bucket, is signed already.
+        own = url.startswith(self._url.partition("/v2/")[0] + "/")
+        authorization = self._auth.header(scope) if own else None
+        for attempt in range(2):
+            sent = {**(headers or {}), **({"Authorization": authorization} if authorization else {})}
+            response = self._transport.request(method, url, headers=sent, body=body)
+            if response.status != 401 or not own or attempt:
+                break
+            challenge = response.headers.get("WWW-Authenticate", "")
+            response.close()
+            authorization = self._auth.answer(challenge, scope, rejected=authorization)
+        if response.status not in expect:
+            raise self._error(method, url, response)
+        return response
+
+    def _error(self, method: str, url: str, response: Response) -> Exception:
+        codes, message = _error_body(response.read(MAX_ERROR) if method != "HEAD" else b"")
+        status, host = response.status, self.repository.host
+        said = f": {message}" if message else ""
+        what = f"{self.repository.name}{url.removeprefix(self._url)}" if url.startswith(self._url) else host
+        if status == 401:
+            return AccessDenied(f"{host} wants a login (HTTP 401){said}", hint=f"docker login {host}")
+        if status == 403:
+            return AccessDenied(
+                f"{host} does not allow {method} of {self.repository.name} (HTTP 403){said}",
+                hint="check that the account may do this",
+            )
+        if status == 404:
+            return NotFound(f"{host} does not have {what}", hint="check the repository and the tag")
+        if status == 429:
+            after = response.headers.get("Retry-After", "")
+            return TooManyRequests(
+                f"{host} asks us to slow down (HTTP 429){said}",
+                hint="try again later",
+                retry_after=float(after) if after.isdigit() else None,
+            )
+        if status >= 500 or status == 408:
+            return Unavailable(f"{host} failed on {method} {what} (HTTP {status}){said}", hint="try again later")
+        return RegistryError(
+            f"{host} refused {method} {what} (HTTP {status}){said}",
+            hint="ask who runs the registry",
+            status=status,
+            codes=codes,
+        )
+
+    def _put_manifest(self, reference: str, node: Descriptor, raw: bytes) -> None:
+        self._call(
+            "PUT",
+            self._manifest_url(reference),
+            expect=(201,),
+            headers={"Content-Type": node.media_type},
+            body=raw,
+        ).close()
+
+    def _referrer_pages(self, node: Descriptor, artifact_type: str | None) -> Iterator[Index]:
+        query = f"?{urlencode({'artifactType': artifact_type})}" if artifact_type else ""
+        url: str | None = f"{self._url}/referrers/{node.digest}{query}"
+        seen = set()
+        try:
+            while url and url not in seen:
+                seen.add(url)
+                response = self._call("GET", url, expect=(200,), headers={"Accept": OCI_INDEX})
+                yield _as_index(response.read(MAX_MANIFEST_SIZE + 1))
+                url = _next_page(response)
+        except NotFound:
+            # distribution-spec, "Unavailable Referrers API"
+            try:
+                fallback = self.resolve(f"{node.digest.algorithm}-{node.digest.hex}")
+            except NotFound:
+                return
+            yield _as_index(read_all(self.fetch(fallback), fallback, limit=MAX_MANIFEST_SIZE))
+
+    def _manifest_url(self, reference: str) -> str:
+        return f"{self._url}/manifests/{quote(reference, safe=':')}"
+
+    def _node_url(self, node: Descriptor) -> str:
+        return self._manifest_url(node.digest) if node.is_manifest else f"{self._url}/blobs/{node.digest}"
+
+    def _sized(self, response: Response, node: Descriptor, length: int) -> Reader:
+        """The response, if it promises the length that it must have."""
+        if response.length not in (None, length):
+            response.close()
+            raise IntegrityError(
+                f"{self.repository.host} sends {response.length} bytes for {node.digest}, which has {length}",
+                hint="its copy is damaged, or something on the way changes what it sends",
+            )
+        return response
+
+    def _keep(self, digest: Digest, raw: bytes) -> None:
+        """A pull reads a manifest more than once; the registry is asked once."""
+        self._manifests[digest] = raw
+        while len(self._manifests) > _KEPT_MANIFESTS:
+            self._manifests.popitem(last=False)
+
+
+class _Tags(msgspec.Struct):
+    tags: list[str] | None = None
+
+
+class _Problem(msgspec.Struct):
+    code: str = ""
+    message: str = ""
+    detail: Any = None
+
+
+class _Problems(msgspec.Struct):
+    errors: list[_Problem] = []
+
+
+def _error_body(raw: bytes) -> tuple[tuple[str, ...], str]:
+    """The codes and the first message of an OCI error body (distribution-spec, "Error Codes")."""
+    try:
+        problems = msgspec.json.decode(raw, type=_Problems).errors
+    except msgspec.MsgspecError:
+        return (), ""
+    if not problems:
+        return (), ""
+    text = " ".join(problems[0].message.split())
+    return tuple(problem.code for problem in problems), f"{problems[0].code} {text}"[:300].strip()
+
+
+def _accept(node: Descriptor) -> dict[str, str]:
+    return {"Accept": node.media_type} if node.is_manifest else {}
+
+
+def _as_index(raw: bytes) -> Index:
+    document = manifest.parse(raw, OCI_INDEX)
+    if not isinstance(document, Index):
+        raise InvalidContent("the list of referrers is not an index")
+    return document
+
+
+def _next_page(response: Response) -> str | None:
+    match = re.search(r"<([^>]+)>\s*;[^,]*rel=\"?next", response.headers.get("Link", ""))
+    if not match:
+        return None
+    target = urljoin(response.url, match[1])
+    return target if host_of(target) == host_of(response.url) else None

@@ -1,0 +1,317 @@
+"""HTTP/1.1 to one registry and wherever it redirects: a pool of connections, and bodies that are never copied.
+
+Built on `http.client`, whose `readinto` puts bytes from the socket straight into the caller's memory (ADR 0003). What
+it adds: connections kept alive and shared by threads, time-outs, redirects that do not carry credentials to another
+host, and errors that say what to do.
+"""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import ssl
+import threading
+from collections.abc import Mapping
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from urllib.parse import SplitResult, urljoin, urlsplit
+
+from tonnage import __version__
+from tonnage.content.storage import Opener
+from tonnage.content.verify import BUFFER_SIZE
+from tonnage.errors import IntegrityError, RegistryError, SourceChanged, TonnageError, Truncated, Unavailable
+
+USER_AGENT = f"tonnage/{__version__}"
+MAX_REDIRECTS = 5
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timeouts:
+    """Limits on waiting.
+
+    Args:
+        connect: seconds to open a connection.
+        stall: seconds without a byte, after which a connection counts as broken. A registry may hash gigabytes before
+            it answers the last request of an upload, so this is long.
+    """
+
+    connect: float = 10.0
+    stall: float = 300.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Body:
+    """A request body that is streamed.
+
+    Args:
+        open: opens it, as often as a retry needs.
+        size: bytes.
+    """
+
+    open: Opener
+    size: int
+
+
+class Response:
+    """A response whose body is read once, into memory that the caller owns. A `Reader`."""
+
+    def __init__(self, transport: Transport, connection: http.client.HTTPConnection, url: str, head: bool) -> None:
+        self._transport = transport
+        self._connection: http.client.HTTPConnection | None = connection
+        self._inner = connection.getresponse()
+        self.url = url
+        self.status = self._inner.status
+        self.headers: Mapping[str, str] = self._inner.headers  # type: ignore[assignment]
+        self._left = 0 if head else self._inner.length
+        if self._left == 0:
+            self._finish()
+
+    @property
+    def length(self) -> int | None:
+        """Bytes of the body still to come, if the server said."""
+        return self._left
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        """Fill some of `buffer`; 0 at the end of the body.
+
+        Raises:
+            Unavailable: the connection broke or stalled; `Truncated` when the server ended early.
+        """
+        if self._left == 0 or self._connection is None:
+            return 0
+        try:
+            count = self._inner.readinto(buffer)
+        except (OSError, http.client.HTTPException) as error:
+            self.close()
+            raise translate(error, self.url) from error
+        if self._left is not None:
+            if not count:
+                self.close()
+                raise Truncated(f"{host_of(self.url)} closed the connection {self._left} bytes early", hint="try again")
+            self._left -= count
+        if not count or self._left == 0:
+            self._finish()
+        return count
+
+    def read(self, limit: int) -> bytes:
+        """At most `limit` bytes of the body, and closes the response."""
+        data = bytearray()
+        buffer = memoryview(bytearray(min(limit, 1 << 16) or 1))
+        with closing(self):
+            while len(data) < limit and (count := self.readinto(buffer[: limit - len(data)])):
+                data += buffer[:count]
+        return bytes(data)
+
+    def close(self) -> None:
+        """Give up the rest of the body, and the connection with it."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _finish(self) -> None:
+        """The body is read: the connection can serve another request."""
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        if self._inner.will_close:
+            connection.close()
+        else:
+            self._inner.close()
+            self._transport.give_back(self.url, connection)
+
+
+class Transport:
+    """Sends requests; safe for several threads.
+
+    Args:
+        timeouts: limits on waiting.
+        tls: for HTTPS; the system's certificates by default.
+    """
+
+    def __init__(self, *, timeouts: Timeouts | None = None, tls: ssl.SSLContext | None = None) -> None:
+        self._timeouts = timeouts or Timeouts()
+        self._tls = tls
+        self._idle: dict[tuple[str, str], list[http.client.HTTPConnection]] = {}
+        self._lock = threading.Lock()
+
+    def request(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        body: bytes | Body | None = None,
+    ) -> Response:
+        """Send a request, following redirects of GET and HEAD.
+
+        Returns:
+            The response, of whatever status; close it, or read it to its end.
+
+        Raises:
+            Unavailable: no connection, or it broke.
+            RegistryError: the certificate is not trusted, or the redirects make no sense.
+        """
+        headers = dict(headers or {})
+        for _ in range(MAX_REDIRECTS + 1):
+            response = self._send(method, url, headers, body)
+            location = response.headers.get("Location")
+            if method not in ("GET", "HEAD") or response.status not in _REDIRECTS or not location:
+                return response
+            response.close()
+            url = _redirect(url, location, headers)
+        raise RegistryError(f"{host_of(url)} redirects in circles", hint="ask who runs the registry")
+
+    def give_back(self, url: str, connection: http.client.HTTPConnection) -> None:
+        """Keep a connection for the next request."""
+        with self._lock:
+            self._idle.setdefault(_origin(url), []).append(connection)
+
+    def close(self) -> None:
+        """Close all idle connections."""
+        with self._lock:
+            connections = [connection for idle in self._idle.values() for connection in idle]
+            self._idle.clear()
+        for connection in connections:
+            connection.close()
+
+    def _send(self, method: str, url: str, headers: Mapping[str, str], body: bytes | Body | None) -> Response:
+        kept = self._take(url)
+        try:
+            if kept is not None:
+                # The server may have closed it meanwhile; then a new one.
+                with suppress(ConnectionError, http.client.BadStatusLine, ssl.SSLError):
+                    return self._send_on(kept, method, url, headers, body)
+            return self._send_on(self._connect(url), method, url, headers, body)
+        except (OSError, http.client.HTTPException) as error:
+            raise translate(error, url) from error
+
+    def _send_on(
+        self,
+        connection: http.client.HTTPConnection,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes | Body | None,
+    ) -> Response:
+        try:
+            connection.putrequest(method, _path(url), skip_accept_encoding=True)
+            connection.putheader("User-Agent", USER_AGENT)
+            # Go's servers, among others, would otherwise be free to compress what we hash.
+            connection.putheader("Accept-Encoding", "identity")
+            for key, value in headers.items():
+                connection.putheader(key, value)
+            if body is not None or method in ("POST", "PUT", "PATCH"):
+                size = len(body) if isinstance(body, bytes) else body.size if body else 0
+                connection.putheader("Content-Length", str(size))
+            connection.endheaders(body if isinstance(body, bytes) else None)
+            if isinstance(body, Body):
+                _send_body(connection, body)
+            return Response(self, connection, url, method == "HEAD")
+        except BaseException:
+            connection.close()
+            raise
+
+    def _take(self, url: str) -> http.client.HTTPConnection | None:
+        with self._lock:
+            idle = self._idle.get(_origin(url))
+            return idle.pop() if idle else None
+
+    def _connect(self, url: str) -> http.client.HTTPConnection:
+        parts = urlsplit(url)
+        connection: http.client.HTTPConnection
+        if parts.scheme == "https":
+            context = self._tls or _system_tls()
+            connection = http.client.HTTPSConnection(
+                parts.hostname or "", parts.port, timeout=self._timeouts.connect, context=context
+            )
+        else:
+            connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=self._timeouts.connect)
+        try:
+            connection.connect()
+        except BaseException:
+            connection.close()
+            raise
+        connection.sock.settimeout(self._timeouts.stall)
+        return connection
+
+
+def _send_body(connection: http.client.HTTPConnection, body: Body) -> None:
+    """Stream a body; if the server answers before it has all of it, leave the rest and let the answer be read."""
+    buffer = memoryview(bytearray(BUFFER_SIZE))
+    left = body.size
+    with closing(body.open(0)) as reader:
+        while left:
+            count = reader.readinto(buffer[:left])
+            if not count:
+                raise SourceChanged(
+                    f"the source ended {left} bytes early", hint="run the command again when nothing writes to it"
+                )
+            try:
+                connection.sock.sendall(buffer[:count])
+            except (BrokenPipeError, ConnectionResetError):
+                return
+            left -= count
+
+
+def translate(error: Exception, url: str) -> TonnageError:
+    """The error to raise for one of `socket`, `ssl` or `http.client`."""
+    host = host_of(url)
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return RegistryError(
+            f"the certificate of {host} is not trusted: {error.verify_message}",
+            hint="let SSL_CERT_FILE name the file of your own authority's certificate",
+        )
+    if isinstance(error, ssl.SSLError):
+        return RegistryError(
+            f"{host} does not speak TLS: {error.reason or error}",
+            hint="if it is meant to be plain HTTP, say --plain-http",
+        )
+    if isinstance(error, ConnectionRefusedError):
+        return Unavailable(f"{host} refused the connection", hint="check the address, and that the registry runs")
+    if isinstance(error, socket.gaierror):
+        return Unavailable(f"the name of {host} cannot be resolved", hint="check the spelling, and the DNS")
+    if isinstance(error, TimeoutError):
+        return Unavailable(f"{host} does not answer", hint="check the network; the command can be run again")
+    if isinstance(error, http.client.BadStatusLine):
+        return Unavailable(f"{host} closed the connection without an answer", hint="try again")
+    return Unavailable(f"the connection to {host} broke: {error}", hint="the command can be run again")
+
+
+def host_of(url: str) -> str:
+    """`host[:port]` of a URL, without any user information in it."""
+    return urlsplit(url).netloc.rpartition("@")[2]
+
+
+def _redirect(url: str, location: str, headers: dict[str, str]) -> str:
+    """The URL to go to; drops credentials from `headers` when it is on another host."""
+    target = urljoin(url, location)
+    old, new = urlsplit(url), urlsplit(target)
+    if new.scheme not in ("http", "https") or (old.scheme == "https" and new.scheme == "http"):
+        raise IntegrityError(f"{host_of(url)} redirects to {new.scheme}://{host_of(target)}, which is not protected")
+    if _origin(url) != _origin(target):
+        headers.pop("Authorization", None)
+    return target
+
+
+def _origin(url: str) -> tuple[str, str]:
+    parts: SplitResult = urlsplit(url)
+    return parts.scheme, host_of(url)
+
+
+def _path(url: str) -> str:
+    parts = urlsplit(url)
+    return (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+
+
+_tls_lock = threading.Lock()
+_tls: ssl.SSLContext | None = None
+
+
+def _system_tls() -> ssl.SSLContext:
+    """The system's certificates; loading them takes tens of milliseconds, so once."""
+    global _tls  # noqa: PLW0603
+    with _tls_lock:
+        if _tls is None:
+            _tls = ssl.create_default_context()
+        return _tls

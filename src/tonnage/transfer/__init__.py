@@ -1,0 +1,1 @@
+"""Moving content between stores: one verb, `copy`, with events, retries and hooks."""

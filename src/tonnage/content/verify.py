@@ -106,7 +106,7 @@ def read_all(reader: Reader, node: Descriptor, *, limit: int) -> bytes:
         stream = VerifyingReader(reader, node)
         data = bytearray(node.size)
         view = memoryview(data)
-        while count := stream.readinto(view if len(view) else memoryview(bytearray(1))):
+        while count := stream.readinto(view if view.nbytes else memoryview(bytearray(1))):
             view = view[count:]
         return bytes(data)
 

@@ -112,15 +112,15 @@ def read_artifact(fetcher: Fetcher, root: Descriptor) -> ModelArtifact:
         document = read_manifest(fetcher, chosen)
         if isinstance(document, Index):
             raise InvalidContent(f"{root.digest} is an index of indexes", hint="name one of its manifests by digest")
-    format = _format(document)
-    diff_ids, config = _read_config(fetcher, document, format)
-    layers, warnings = _layers(document, format, diff_ids)
+    kind = _format(document)
+    diff_ids, config = _read_config(fetcher, document, kind)
+    layers, warnings = _layers(document, kind, diff_ids)
     if not layers:
         raise InvalidContent(f"{root.digest} has no layers that hold files", hint="it is not a model")
     return ModelArtifact(
         root=root,
         manifest=document,
-        format=format,
+        format=kind,
         layers=layers,
         config=config,
         also=also,

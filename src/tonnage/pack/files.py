@@ -140,11 +140,10 @@ class TarReader:
         if segment is None or not buffer:
             return 0
         start = self._position - segment.offset
-        if segment.data is not None:
+        if segment.piece is None:
             count = min(len(buffer), segment.size - start)
             buffer[:count] = segment.data[start : start + count]
         else:
-            assert segment.piece is not None
             count = self._read_file(segment.piece, start, buffer[: segment.size - start])
         self._position += count
         if start + count == segment.size:

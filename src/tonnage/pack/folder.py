@@ -25,7 +25,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import msgspec
 
@@ -133,7 +133,7 @@ class FolderTarget:
                 items = self._unpack(layer, reader, folder)
             _write_atomic(self._note(node), msgspec.json.encode(items))
 
-    def tag(self, node: Descriptor, reference: str) -> None:
+    def tag(self, node: Descriptor, reference: str) -> None:  # noqa: ARG002
         """Show the model; `reference` is not kept, since a folder holds one model."""
         if not self._complete:
             with _translated("put the model into", self.path):
@@ -162,7 +162,7 @@ class FolderTarget:
 
     def _choose_staging(self) -> Path:
         inside = self.path / STAGING
-        if self.path.exists() and (os.path.ismount(self.path) or self.path.is_symlink() or os.listdir(self.path)):
+        if self.path.exists() and (os.path.ismount(self.path) or self.path.is_symlink() or any(self.path.iterdir())):
             return inside
         parent = self.path.absolute().parent
         parent.mkdir(parents=True, exist_ok=True)
@@ -276,7 +276,8 @@ class FolderTarget:
     def _publish(self, files: dict[str, int]) -> None:
         tree = self._staging / "tree"
         record = Record(
-            str(self._artifact.root.digest), str(self._artifact.manifest.descriptor.digest), self._source, files)
+            str(self._artifact.root.digest), str(self._artifact.manifest.descriptor.digest), self._source, files
+        )
         data = msgspec.json.format(msgspec.json.encode(record)) + b"\n"
         if self._staging.parent != self.path:
             _write_atomic(tree / RECORD, data)
@@ -311,7 +312,7 @@ def _is_complete(folder: Path, root: Descriptor) -> bool:
 
 
 def _others(folder: Path) -> list[str]:
-    return [name for name in os.listdir(folder) if name not in (STAGING, "lost+found")]
+    return [path.name for path in folder.iterdir() if path.name not in (STAGING, "lost+found")]
 
 
 def _forget(found: dict[str, tuple[Path, _Item]], path: str) -> None:
@@ -336,11 +337,9 @@ def _check_joined(path: str, pieces: list[_Item]) -> None:
 def _check_tree(found: Mapping[str, tuple[Path, _Item]]) -> None:
     """Check that no file or link stands where another entry needs a folder, and that links stay inside."""
     for path, (_, item) in found.items():
-        parent = os.path.dirname(path)
-        while parent:
+        for parent in map(str, PurePosixPath(path).parents):
             if parent in found:
                 raise UnsafeArchive(f"the archive has both a file or link {parent!r} and an entry {path!r} below it")
-            parent = os.path.dirname(parent)
         if item.kind == "symlink":
             check_link(path, item.link)
         elif item.kind == "hardlink" and (item.link not in found or found[item.link][1].kind != "file"):
@@ -364,7 +363,7 @@ def _place(tree: Path, path: str, source: Path, item: _Item) -> None:
 
 def _walk(tree: Path) -> Iterator[Path]:
     for folder, folders, files in os.walk(tree):
-        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+        links = [name for name in folders if Path(folder, name).is_symlink()]
         for name in (*files, *links):
             yield Path(folder, name).relative_to(tree)
 

@@ -163,9 +163,9 @@ def _assign(
     else:
         bins = kept + _pack(homeless, target, room, budget, spill=kept, prefer_spill=True)
     return [
-        PlannedLayer(kind, tuple(sorted(bin.pieces, key=lambda piece: (piece.path, piece.offset))))
-        for bin in bins
-        if bin.pieces
+        PlannedLayer(kind, tuple(sorted(box.pieces, key=lambda piece: (piece.path, piece.offset))))
+        for box in bins
+        if box.pieces
     ]
 
 
@@ -175,9 +175,9 @@ def _keep(
     """Put each piece where the previous version had it, as long as it fits; the rest has no home yet."""
     bins = [_Bin() for layer in previous if layer.kind == kind]
     home: dict[tuple[str, int], _Bin] = {}
-    for bin, layer in zip(bins, (layer for layer in previous if layer.kind == kind), strict=True):
+    for box, layer in zip(bins, (layer for layer in previous if layer.kind == kind), strict=True):
         for key in layer.pieces:
-            home.setdefault(key, bin)
+            home.setdefault(key, box)
     homeless = []
     for piece in pieces:
         found = home.get((piece.path, piece.offset))
@@ -185,7 +185,7 @@ def _keep(
             found.add(piece)
         else:
             homeless.append(piece)
-    return [bin for bin in bins if bin.pieces], homeless
+    return [box for box in bins if box.pieces], homeless
 
 
 def _pack(
@@ -202,9 +202,9 @@ def _pack(
         count = 0
     fresh = [_Bin() for _ in range(count)]
     for piece in sorted(pieces, key=lambda piece: (-piece.size, piece.path, piece.offset)):
-        candidates = [bin for bin in (fresh or spill) if bin.used + footprint(piece) <= room]
+        candidates = [box for box in (fresh or spill) if box.used + footprint(piece) <= room]
         if candidates:
-            min(candidates, key=lambda bin: bin.used).add(piece)
+            min(candidates, key=lambda box: box.used).add(piece)
         else:
             fresh.append(_Bin())
             fresh[-1].add(piece)

@@ -75,11 +75,11 @@ class Piece:
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of a tar: literal `data`, or `size` bytes of a piece when `data` is None."""
+    """A stretch of a tar: the `data` of `piece` if there is one, else literal `data`."""
 
     offset: int
     size: int
-    data: bytes | None
+    data: bytes
     piece: Piece | None
 
 
@@ -100,7 +100,7 @@ class TarLayout:
             segments.append(Segment(offset, len(head), head, None))
             offset += len(head)
             if piece.size:
-                segments.append(Segment(offset, piece.size, None, piece))
+                segments.append(Segment(offset, piece.size, b"", piece))
             offset += piece.size
             literal = bytes(-piece.size % BLOCK)
         segments.append(Segment(offset, len(literal + END), literal + END, None))

@@ -153,7 +153,7 @@ class _Copy:
         source: Fetcher = self.manifests if node.is_manifest else self._source
         opened: list[SteadyReader] = []
 
-        def open(offset: int) -> SteadyReader:
+        def open_at(offset: int) -> SteadyReader:
             rewind()
             opened.append(
                 SteadyReader(source, node, offset, retry=self._retry, on_event=self._on_event, stop=self._stop)
@@ -165,7 +165,7 @@ class _Copy:
                 reader.rewind()
 
         try:
-            self._target.push(node, open)
+            self._target.push(node, open_at)
         except BaseException:
             rewind()
             raise

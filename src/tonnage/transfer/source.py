@@ -8,7 +8,7 @@ from contextlib import suppress
 from tonnage.content.descriptor import Descriptor
 from tonnage.content.manifest import MAX_MANIFEST_SIZE
 from tonnage.content.storage import Fetcher, RangeFetcher, Reader
-from tonnage.content.verify import BytesReader, read_all
+from tonnage.content.verify import BUFFER_SIZE, BytesReader, read_all
 from tonnage.errors import TonnageError, Truncated
 from tonnage.transfer.events import Moved, OnEvent, Retrying
 from tonnage.transfer.retry import Retry
@@ -93,10 +93,11 @@ class SteadyReader:
         self._read = 0
 
     def _open(self) -> Reader:
-        if not self._position:
-            return self._source.fetch(self._node)
-        assert isinstance(self._source, RangeFetcher)
-        return self._source.fetch_range(self._node, self._position, self._node.size - self._position)
+        if self._position and isinstance(self._source, RangeFetcher):
+            return self._source.fetch_range(self._node, self._position, self._node.size - self._position)
+        reader = self._source.fetch(self._node)
+        _skip(reader, self._position)
+        return reader
 
     def _mend(self, error: TonnageError) -> None:
         """Wait, so that the caller can open the stream again; or give up by raising."""
@@ -104,8 +105,17 @@ class SteadyReader:
             self.close()
         self._failures += 1
         delay = self._retry.delay(self._failures, error)
-        if delay is None or not (self._position == 0 or isinstance(self._source, RangeFetcher)):
+        if delay is None:
             error.side = error.side or "source"
             raise error
         self._on_event(Retrying(self._node, error, delay))
         self._retry.sleep(delay)
+
+
+def _skip(reader: Reader, count: int) -> None:
+    buffer = memoryview(bytearray(min(count, BUFFER_SIZE)))
+    while count:
+        read = reader.readinto(buffer[:count])
+        if not read:
+            raise Truncated(f"a stream ended {count} bytes before its place")
+        count -= read

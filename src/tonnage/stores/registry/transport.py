@@ -257,24 +257,26 @@ def _send_body(connection: http.client.HTTPConnection, body: Body) -> None:
 def translate(error: Exception, url: str) -> TonnageError:
     """The error to raise for one of `socket`, `ssl` or `http.client`."""
     host = host_of(url)
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return RegistryError(
-            f"the certificate of {host} is not trusted: {error.verify_message}",
-            hint="let SSL_CERT_FILE name the file of your own authority's certificate",
-        )
-    if isinstance(error, ssl.SSLError):
-        return RegistryError(
-            f"{host} does not speak TLS: {error.reason or error}",
-            hint="if it is meant to be plain HTTP, say --plain-http",
-        )
-    if isinstance(error, ConnectionRefusedError):
-        return Unavailable(f"{host} refused the connection", hint="check the address, and that the registry runs")
-    if isinstance(error, socket.gaierror):
-        return Unavailable(f"the name of {host} cannot be resolved", hint="check the spelling, and the DNS")
-    if isinstance(error, TimeoutError):
-        return Unavailable(f"{host} does not answer", hint="check the network; the command can be run again")
-    if isinstance(error, http.client.BadStatusLine):
-        return Unavailable(f"{host} closed the connection without an answer", hint="try again")
+    match error:
+        case ssl.SSLCertVerificationError():
+            return RegistryError(
+                f"the certificate of {host} is not trusted: {error.verify_message}",
+                hint="let SSL_CERT_FILE name the file of your own authority's certificate",
+            )
+        case ssl.SSLError():
+            return RegistryError(
+                f"{host} does not speak TLS: {error.reason or error}",
+                hint="if it is meant to be plain HTTP, say --plain-http",
+            )
+    known = {
+        ConnectionRefusedError: ("refused the connection", "check the address, and that the registry runs"),
+        socket.gaierror: ("has a name that cannot be resolved", "check the spelling, and the DNS"),
+        TimeoutError: ("does not answer", "check the network; the command can be run again"),
+        http.client.BadStatusLine: ("closed the connection without an answer", "try again"),
+    }
+    for kind, (what, hint) in known.items():
+        if isinstance(error, kind):
+            return Unavailable(f"{host} {what}", hint=hint)
     return Unavailable(f"the connection to {host} broke: {error}", hint="the command can be run again")
 
 

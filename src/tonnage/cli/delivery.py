@@ -1,0 +1,154 @@
+"""What the commands that move models share: a folder goes into a store, and comes out of one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tonnage.cli.output import Output, Transfer, parse_size
+from tonnage.cli.target import Store, open_store, parse_artifact_target, reference_of, tags_of
+from tonnage.content.reference import Layout, Repository, Target
+from tonnage.errors import UsageError
+from tonnage.pack.artifact import ModelArtifact, read_artifact
+from tonnage.pack.folder import FolderTarget
+from tonnage.pack.formats import previous_layers
+from tonnage.pack.model import PackedModel, pack
+from tonnage.pack.plan import PlanOptions, PreviousLayer
+from tonnage.transfer.copy import WORKERS as DEFAULT_WORKERS
+from tonnage.transfer.copy import copy
+
+Base = Annotated[
+    str | None,
+    typer.Option("--base", metavar="TARGET", help="Keep unchanged files in the layers that this version has."),
+]
+MaxLayer = Annotated[
+    str, typer.Option("--max-layer", metavar="SIZE", help="No layer is larger; larger files are split.")
+]
+TargetLayer = Annotated[str, typer.Option("--target-layer", metavar="SIZE", help="Size of a bin of weights, about.")]
+MaxLayers = Annotated[int, typer.Option("--max-layers", min=2, max=120, help="No manifest has more layers.")]
+Workers = Annotated[int, typer.Option("--workers", min=1, max=64, help="Layers moved at a time.")]
+PeerTags = Annotated[
+    bool,
+    typer.Option(
+        "--peer-tags/--no-peer-tags",
+        help="Also tag the two manifests as TAG-modelpack and TAG-image, for clients that cannot follow an index.",
+    ),
+]
+
+MAX_LAYER, TARGET_LAYER, MAX_LAYERS, WORKERS = "9.5GB", "4GiB", PlanOptions().max_layers, DEFAULT_WORKERS
+
+
+@dataclass(frozen=True)
+class Published:
+    """A packed model in a store, under its tags."""
+
+    model: PackedModel
+    tags: Sequence[str]
+    transfer: Transfer
+
+    def to_dict(self, target: Target) -> dict[str, Any]:
+        """For a command's JSON."""
+        artifact = self.model.artifact
+        return {
+            "target": str(target),
+            "digest": artifact.index.digest,
+            "tags": list(self.tags),
+            "manifests": {"modelpack": artifact.modelpack.digest, "image": artifact.image.digest},
+            "layers": [
+                {"kind": layer.kind, "digest": layer.digest, "size": layer.size, "files": len(layer.pieces)}
+                for layer in self.model.layers
+            ],
+            **self.transfer.summary(),
+        }
+
+
+def plan_options(*, target_layer: str, max_layer: str, max_layers: int) -> PlanOptions:
+    """The limits that the user wants.
+
+    Raises:
+        UsageError: a size cannot be read, or is too small for any layer.
+    """
+    options = PlanOptions(target=parse_size(target_layer), cap=parse_size(max_layer), max_layers=max_layers)
+    if options.cap < 1 << 16:
+        raise UsageError(f"--max-layer {max_layer} is too small", hint="use 64KiB or more")
+    if options.target <= 0:
+        raise UsageError(f"--target-layer {target_layer} is too small", hint="use 1MiB or more")
+    return options
+
+
+def base_layers(base: str | None, *, plain_http: bool | None = None) -> Sequence[PreviousLayer]:
+    """The layers of an earlier version, of which only manifests are read."""
+    if base is None:
+        return ()
+    target = parse_artifact_target(base)
+    store = open_store(target, plain_http=plain_http)
+    return previous_layers(read_artifact(store, store.resolve(reference_of(target))).manifest)
+
+
+def publish(
+    folder: Path,
+    target: Layout | Repository,
+    output: Output,
+    *,
+    options: PlanOptions | None = None,
+    previous: Sequence[PreviousLayer] = (),
+    peer_tags: bool = True,
+    plain_http: bool | None = None,
+    workers: int = DEFAULT_WORKERS,
+) -> Published:
+    """Pack a folder and copy it to a target; nothing is staged.
+
+    Raises:
+        TonnageError: as `pack` and `copy`.
+    """
+    store = open_store(target, plain_http=plain_http, create=True)
+    with output.progress("hashing") as hashing:
+        model = pack(folder, options=options, previous=previous, on_progress=hashing.add)
+    output.say(f"{len(model.files)} files in {len(model.layers)} layers: {model.artifact.index.digest}")
+    tags = tags_of(target)
+    with output.progress("pushing") as pushing:
+        copy(model, "", store, tags, on_event=pushing.on_event, workers=workers)
+    if peer_tags:
+        for tag in list(tags):
+            for suffix, node in (("modelpack", model.artifact.modelpack), ("image", model.artifact.image)):
+                store.tag(node, f"{tag}-{suffix}")
+                tags.append(f"{tag}-{suffix}")
+    return Published(model, tags, pushing)
+
+
+def find_artifact(target: Layout | Repository, *, plain_http: bool | None = None) -> tuple[Store, ModelArtifact]:
+    """Open a target and read what it names.
+
+    Raises:
+        NotFound: there is nothing of that name.
+        InvalidContent: it is not a model.
+    """
+    store = open_store(target, plain_http=plain_http)
+    return store, read_artifact(store, store.resolve(reference_of(target)))
+
+
+def bring(
+    store: Store, artifact: ModelArtifact, folder: Path, output: Output, *, source: str, workers: int = DEFAULT_WORKERS
+) -> Transfer:
+    """Copy a model from a store into a folder, where it appears when all of it is verified.
+
+    Raises:
+        TonnageError: as `copy` and `FolderTarget`.
+    """
+    for warning in artifact.warnings:
+        output.warn(warning)
+    with FolderTarget(folder, artifact, source=source) as target, output.progress("pulling") as pulling:
+        copy(
+            store,
+            artifact.root.digest,
+            target,
+            ["model"],
+            successors=artifact.successors,
+            on_event=pulling.on_event,
+            workers=workers,
+        )
+    return pulling

@@ -1,13 +1,18 @@
 """Any engine that speaks OpenAI's HTTP: vLLM, SGLang, llama.cpp's server, OpenAI itself, or another gateway.
 
-Bytes are passed, not parsed. Connections are pooled, and dropped after `KEEP_ALIVE` seconds idle: uvicorn (vLLM,
-SGLang) and llama.cpp close theirs after 5, and a request sent on a connection that is just being closed is lost.
+Bytes are passed, not parsed. Connections are pooled, which has one snare: an engine may close an idle connection just
+when a request is sent on it. uvicorn (vLLM, SGLang) closes after 5 seconds; llama.cpp does too, and at once after every
+stream, while its headers promise to keep the connection. So connections idle for `KEEP_ALIVE` are dropped, and a
+request that was lost on a used connection, before a byte of an answer, is sent once more on a new one.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
 
 import aiohttp
 from yarl import URL
@@ -43,7 +48,8 @@ class HttpEngine:
         self._headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
-        self._session: aiohttp.ClientSession | None = None
+        self._pooled: aiohttp.ClientSession | None = None
+        self._fresh: aiohttp.ClientSession | None = None
         self._urls: dict[str, URL] = {}
 
     @property
@@ -63,20 +69,17 @@ class HttpEngine:
 
     async def start(self) -> None:
         """See `Engine.start`; the engine at the other end need not be up yet."""
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                auto_decompress=False,
-                headers=self._headers,
-                skip_auto_headers=("User-Agent",),
-            )
+        if self._pooled is None:
+            self._pooled = self._session(aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE))
+            self._fresh = self._session(aiohttp.TCPConnector(limit=0, force_close=True))
 
     async def stop(self) -> None:
         """See `Engine.stop`."""
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        sessions = (self._pooled, self._fresh)
+        self._pooled = self._fresh = None
+        for session in sessions:
+            if session is not None:
+                await session.close()
 
     async def health(self, timeouts: Timeouts) -> Health:
         """See `Engine.health`: `/health`, or the list of models where there is no such page, as at OpenAI."""
@@ -110,16 +113,25 @@ class HttpEngine:
     async def _post(
         self, path: str, body: bytes, headers: Mapping[str, str], timeouts: Timeouts
     ) -> aiohttp.ClientResponse:
+        if self._pooled is None or self._fresh is None:
+            raise Unavailable(f"engine {self._name} is not started")
+        sent = _Sent()
+        send = partial(
+            aiohttp.ClientSession.post,
+            url=self._url(path),
+            data=body,
+            headers=headers,
+            allow_redirects=False,
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=timeouts.connect, sock_read=timeouts.silence),
+            trace_request_ctx=sent,
+        )
         try:
-            return await self._running().post(
-                self._url(path),
-                data=body,
-                headers=headers,
-                allow_redirects=False,
-                timeout=aiohttp.ClientTimeout(
-                    total=None, connect=None, sock_connect=timeouts.connect, sock_read=timeouts.silence
-                ),
-            )
+            try:
+                return await send(self._pooled)
+            except (aiohttp.ServerDisconnectedError, ConnectionError):
+                if not sent.on_used_connection:
+                    raise
+                return await send(self._fresh)
         except aiohttp.ConnectionTimeoutError as error:
             raise Unavailable(f"engine {self._name} accepts no connection in {timeouts.connect:g} s") from error
         except TimeoutError as error:
@@ -130,20 +142,39 @@ class HttpEngine:
             raise EngineError(f"engine {self._name} hung up without an answer") from error
 
     async def _get(self, path: str, timeouts: Timeouts) -> int:
+        if self._fresh is None:
+            raise Unavailable(f"engine {self._name} is not started")
         timeout = aiohttp.ClientTimeout(total=timeouts.health)
-        async with self._running().get(self._url(path), timeout=timeout, allow_redirects=False) as response:
+        async with self._fresh.get(self._url(path), timeout=timeout, allow_redirects=False) as response:
             return response.status
 
-    def _running(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            raise Unavailable(f"engine {self._name} is not started")
-        return self._session
+    def _session(self, connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
+        trace = aiohttp.TraceConfig()
+        trace.on_connection_reuseconn.append(_note_reuse)
+        return aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            headers=self._headers,
+            skip_auto_headers=("User-Agent",),
+            trace_configs=[trace],
+        )
 
     def _url(self, path: str) -> URL:
         # Parsing a URL costs more than sending a small request.
         if path not in self._urls:
             self._urls[path] = URL(self._base + path)
         return self._urls[path]
+
+
+@dataclass
+class _Sent:
+    on_used_connection: bool = False
+
+
+async def _note_reuse(_: aiohttp.ClientSession, context: SimpleNamespace, __: object) -> None:
+    if isinstance(context.trace_request_ctx, _Sent):
+        context.trace_request_ctx.on_used_connection = True
 
 
 class HttpAnswer:

@@ -61,8 +61,10 @@ Play = Callable[[dict[str, Any]], Script]
 
 
 def echo(request: dict[str, Any]) -> Script:
-    """Answers with the words of the last message, or of the prompt."""
-    messages = request.get("messages")
+    """Answers with the words of the last message, or of the prompt; refuses messages that are not a list of objects."""
+    messages = request.get("messages", [])
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        return Script(status=400, error=b'{"error":{"code":400,"message":"messages","type":"invalid_request_error"}}')
     text = messages[-1].get("content") if messages else request.get("prompt")
     if isinstance(text, list):
         text = "".join(part.get("text", "") if isinstance(part, dict) else str(part) for part in text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
 import threading
@@ -107,6 +106,8 @@ def _server(place: str, output: Output, *, cache: Path | None, plain_http: bool 
 
 @contextmanager
 def _in_background(server: Server) -> Iterator[str]:
+    import asyncio
+
     from tonnage.gateway.server import listening
 
     loop = asyncio.new_event_loop()

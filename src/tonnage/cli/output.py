@@ -34,6 +34,7 @@ _UNITS = {
     "gi": 1 << 30,
     "ti": 1 << 40,
 }
+_WIDTH = 1000
 _LINE_INTERVAL = 5.0
 """Seconds between lines of progress where there is no terminal."""
 
@@ -50,7 +51,8 @@ class Output:
         self.json = json
         self.quiet = quiet
         self.err = Console(stderr=True, highlight=False, soft_wrap=True)
-        self.out = Console(highlight=False, soft_wrap=True)
+        # A digest that is cut off is of no use: lines may be longer than the terminal is wide.
+        self.out = Console(highlight=False, soft_wrap=True, width=_WIDTH)
 
     def say(self, text: str) -> None:
         """Tell the user something in passing."""
@@ -145,8 +147,10 @@ class Transfer(AbstractContextManager["Transfer"]):
         return {"bytes": self.total, "moved": self.moved, "skipped": self.skipped, "seconds": round(self.seconds, 3)}
 
     def __str__(self) -> str:
-        rate = f", {size(self.moved / self.seconds)}/s" if self.moved and self.seconds else ""
+        rate = f", {size(self.moved / self.seconds)}/s" if self.seconds else ""
         there = f", {size(self.skipped)} were there" if self.skipped else ""
+        if not self.moved:
+            return "it was there already"
         return f"{size(self.moved)} moved in {self.seconds:.1f} s{rate}{there}"
 
     def _show(self) -> None:

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from tonnage.cli.output import Json, Output, Quiet
-from tonnage.cli.serving import run
 
 app = typer.Typer(help="The embedded OCI registry.", no_args_is_help=True)
 
@@ -34,6 +33,7 @@ def serve(
 
     Example: tonnage registry serve --root ./registry
     """
+    from tonnage.cli.serving import run
     from tonnage.distribution.app import create_app
 
     output = Output(json=json, quiet=quiet)

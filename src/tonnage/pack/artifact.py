@@ -30,7 +30,7 @@ from tonnage.content.mediatype import (
 from tonnage.content.storage import Fetcher
 from tonnage.content.verify import read_all
 from tonnage.errors import InvalidContent
-from tonnage.pack.formats import is_stale, listing
+from tonnage.pack.formats import FORMAT_LABEL, LINK_DIGEST, UNIVERSAL, is_stale, listing
 from tonnage.pack.tar import Piece
 
 Packaging = Literal["tar", "raw"]
@@ -67,7 +67,7 @@ class ModelArtifact:
         manifest: the manifest whose layers are read.
         format: which format that manifest has.
         layers: how to read each.
-        config: the ModelPack configuration, if there is one.
+        config: the ModelPack configuration, or the labels of an image.
         also: the other manifests of the index.
         warnings: what a user should know, one sentence each.
     """
@@ -107,14 +107,16 @@ def read_artifact(fetcher: Fetcher, root: Descriptor) -> ModelArtifact:
     document = read_manifest(fetcher, root)
     also: list[Descriptor] = []
     if isinstance(document, Index):
-        chosen = _choose(document)
-        also = [node for node in document.manifests if node.digest != chosen.digest]
-        document = read_manifest(fetcher, chosen)
-        if isinstance(document, Index):
-            raise InvalidContent(f"{root.digest} is an index of indexes", hint="name one of its manifests by digest")
+        index, document = document, _choose(fetcher, document)
+        also = [node for node in index.manifests if node.digest != document.descriptor.digest]
     kind = _format(document)
     diff_ids, config = _read_config(fetcher, document, kind)
     layers, warnings = _layers(document, kind, diff_ids)
+    if _label(config) == UNIVERSAL and any(layer.compression != "none" for layer in layers):
+        warnings.append(
+            "the layers were compressed on their way here, so their digests are not those that were published; their "
+            "content is verified against the digests that were (to keep digests: skopeo copy --preserve-digests)"
+        )
     if not layers:
         raise InvalidContent(f"{root.digest} has no layers that hold files", hint="it is not a model")
     return ModelArtifact(
@@ -128,15 +130,21 @@ def read_artifact(fetcher: Fetcher, root: Descriptor) -> ModelArtifact:
     )
 
 
-def _choose(index: Index) -> Descriptor:
+def _choose(fetcher: Fetcher, index: Index) -> Manifest:
     """The manifest of an index that says most about the model: ModelPack, else the first that is for a platform."""
+    images = []
     for node in index.manifests:
-        if node.artifact_type == MODELPACK_MANIFEST:
-            return node
-    platforms = [node for node in index.manifests if (node.platform or {}).get("os") != "unknown"]
-    if not platforms:
-        raise InvalidContent(f"index {index.descriptor.digest} names no manifest that could be a model")
-    return platforms[0]
+        if node.artifact_type != MODELPACK_MANIFEST and (node.platform or {}).get("os", "unknown") != "unknown":
+            images.append(node)
+            continue
+        document = read_manifest(fetcher, node)
+        if isinstance(document, Manifest) and _format(document) == "modelpack":
+            return document
+    for node in images:
+        document = read_manifest(fetcher, node)
+        if isinstance(document, Manifest):
+            return document
+    raise InvalidContent(f"index {index.descriptor.digest} names no manifest that could be a model")
 
 
 def _format(manifest: Manifest) -> Format:
@@ -151,8 +159,13 @@ class _RootFs(msgspec.Struct):
     diff_ids: list[str]
 
 
+class _Runtime(msgspec.Struct):
+    labels: dict[str, str] | None = msgspec.field(name="Labels", default=None)
+
+
 class _ImageConfig(msgspec.Struct):
     rootfs: _RootFs
+    config: _Runtime | None = None
 
 
 class _ModelFs(msgspec.Struct):
@@ -173,8 +186,9 @@ def _read_config(
     raw = read_all(fetcher.fetch(manifest.config), manifest.config, limit=MAX_MANIFEST_SIZE)
     try:
         if format == "image":
-            texts = msgspec.json.decode(raw, type=_ImageConfig).rootfs.diff_ids
-            config: dict[str, object] = {}
+            image = msgspec.json.decode(raw, type=_ImageConfig)
+            texts = image.rootfs.diff_ids
+            config: dict[str, object] = {"labels": (image.config and image.config.labels) or {}}
         else:
             config = msgspec.json.decode(raw, type=dict[str, object])
             texts = msgspec.convert(config, _ModelPackConfig).modelfs.diff_ids
@@ -188,10 +202,17 @@ def _read_config(
     return [Digest(text) for text in texts], config
 
 
+def _label(config: Mapping[str, object]) -> object:
+    labels = config.get("labels")
+    return labels.get(FORMAT_LABEL) if isinstance(labels, dict) else None
+
+
 def _layers(manifest: Manifest, format: Format, diff_ids: Sequence[Digest | None]) -> tuple[list[Layer], list[str]]:
     layers: list[Layer] = []
     warnings: list[str] = []
     for node, diff_id in zip(manifest.layers, diff_ids, strict=True):
+        if diff_id == LINK_DIGEST:
+            continue
         if is_stale(node):
             warnings.append(
                 f"layer {node.digest.short} was rewritten on its way here (compressed, it seems): "
@@ -217,11 +238,12 @@ def _layer(node: Descriptor, format: Format, diff_id: Digest | None) -> Layer:
 
 
 def _oras_layer(node: Descriptor) -> Layer:
-    """A file is its own layer; a folder is a tar+gzip, marked to be unpacked (oras-go, content/file)."""
+    """A file is its own layer. A folder is a tar+gzip, whose entries start with the folder's name: oras-go marks it to
+    be unpacked (content/file), oras-py does not (oras/provider.py), so there only the title tells it from a file."""
     title = node.annotations.get(TITLE, "")
-    if node.annotations.get(ORAS_UNPACK) != "true":
+    archive = node.media_type.endswith(".tar+gzip") and not title.endswith((".tar.gz", ".tgz"))
+    if node.annotations.get(ORAS_UNPACK) != "true" and not archive:
         return _raw(node, title)
-    # Entry names start with the folder's name already.
     digest = node.annotations.get(ORAS_DIGEST)
     return Layer(
         node=node,

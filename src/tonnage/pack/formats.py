@@ -39,10 +39,15 @@ from tonnage.pack.tar import Piece, TarLayout, symlink
 
 LINK_NAME, LINK_TARGET = "models", "."
 LINK_LAYER = symlink(LINK_NAME, LINK_TARGET)
-"""The layer that makes `/models` in an image."""
+"""The layer that makes `/models` in an image; of no use in a folder, so a pull leaves it out."""
+
+LINK_DIGEST = Digest.of(LINK_LAYER)
 
 PLATFORMS = (("linux", "amd64"), ("linux", "arm64"))
 """Weights run anywhere, but runtimes choose a manifest by platform: there is one for each, of the same layers."""
+
+FORMAT_LABEL, UNIVERSAL = "dev.tonnage.format", "universal"
+"""Label of our images: their layers were published uncompressed, so compressed ones were rewritten since."""
 
 MAX_LISTING = 1 << 20
 """Bytes of a manifest that may go into listing files; the listing of a layer with very many is left out."""
@@ -118,7 +123,8 @@ def universal(layers: Sequence[PackedLayer], *, descriptor: Mapping[str, Any], c
     modelpack = add(
         _manifest(modelpack_config, modelpack_layers, artifactType=MODELPACK_MANIFEST),
         OCI_MANIFEST,
-        artifact_type=MODELPACK_MANIFEST,
+        # No artifactType here, though the specification would like one: skopeo before 1.14 drops it from an index, and
+        # so cannot copy the whole of one with its digests preserved. The manifest itself has it.
         platform={"architecture": "unknown", "os": "unknown"},
     )
     link = add(LINK_LAYER, OCI_LAYER_TAR)
@@ -136,7 +142,8 @@ def universal(layers: Sequence[PackedLayer], *, descriptor: Mapping[str, Any], c
     for os, architecture in PLATFORMS:
         platform = {"architecture": architecture, "os": os}
         rootfs = {"diff_ids": [*diff_ids, str(link.digest)], "type": "layers"}
-        image_config = add(canonical({**platform, "config": {}, "rootfs": rootfs}), OCI_IMAGE_CONFIG)
+        labels = {"Labels": {FORMAT_LABEL: UNIVERSAL}}
+        image_config = add(canonical({**platform, "config": labels, "rootfs": rootfs}), OCI_IMAGE_CONFIG)
         images.append(add(_manifest(image_config, [*image_layers, link]), OCI_MANIFEST, platform=platform))
     # Images first: a client that takes the first manifest of an index expects one.
     index = add(

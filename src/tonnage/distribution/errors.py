@@ -94,9 +94,19 @@ def response(error: Refusal) -> web.Response:
     return web.Response(
         status=error.status,
         headers=error.headers,
-        body=msgspec.json.encode(body),
+        body=msgspec.json.encode(body, enc_hook=str),
         content_type="application/json",
     )
+
+
+def require_identity(request: web.Request) -> None:
+    """Refuse a body that aiohttp would decode on the way: digests are over the bytes as they are.
+
+    Raises:
+        Refusal: UNSUPPORTED.
+    """
+    if request.headers.get("Content-Encoding", "identity") != "identity":
+        raise Refusal("UNSUPPORTED", "send the content as it is, without a content encoding", status=415)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from aiohttp import web
 from tonnage.content.digest import Digest
 from tonnage.content.manifest import MAX_MANIFEST_SIZE, parse
 from tonnage.distribution.blobs import unchanged
-from tonnage.distribution.errors import Disconnected, Refusal
+from tonnage.distribution.errors import Disconnected, Refusal, require_identity
 from tonnage.distribution.storage import Storage, digest_of
 
 
@@ -72,8 +72,7 @@ def _where(request: web.Request) -> tuple[str, str]:
 
 
 async def _read(request: web.Request) -> bytes:
-    if request.headers.get("Content-Encoding", "identity") != "identity":
-        raise Refusal("UNSUPPORTED", "send the manifest's own bytes, without a content encoding", status=415)
+    require_identity(request)
     data = bytearray()
     try:
         if (request.content_length or 0) <= MAX_MANIFEST_SIZE:

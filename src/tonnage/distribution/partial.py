@@ -16,7 +16,7 @@ import hashlib
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -25,6 +25,7 @@ from aiohttp import StreamReader
 
 from tonnage.content.digest import Digest
 from tonnage.distribution.errors import Disconnected, Refusal, local_errors
+from tonnage.errors import TonnageError
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -55,6 +56,7 @@ class Partial:
         self._hash: _Hash | None = None if self.size else hashlib.sha256()
         self._turn = asyncio.Lock()
         self._receiving: asyncio.Timeout | None = None
+        self._behind = _Behind(lambda batch: self._run(lambda: self._write(batch)))
 
     @property
     def busy(self) -> bool:
@@ -67,6 +69,9 @@ class Partial:
         if self._receiving is not None:
             self._receiving.reschedule(asyncio.get_running_loop().time())
         async with self._turn:
+            # Whoever had the turn may have been cancelled twice, so that it did not wait for its last writes.
+            with suppress(TonnageError):
+                await self._behind.drained()
             yield
 
     async def receive(self, body: StreamReader) -> int:
@@ -79,42 +84,25 @@ class Partial:
         """
         before = self.size
         body.set_read_chunk_size(BATCH)
+        self._behind.clear()
         try:
             async with asyncio.timeout(None) as self._receiving:
-                await self._append(body)
+                async for chunk, _ in body.iter_chunks():
+                    self._behind.add(chunk)
+                    await self._behind.room()
         except TimeoutError as error:
             raise Refusal("BLOB_UPLOAD_INVALID", "another request continues this upload", status=409) from error
         except (ConnectionError, aiohttp.ClientPayloadError) as error:
-            raise Disconnected(f"the body ended after {self.size - before} bytes") from error
+            raise Disconnected("the connection broke in the middle of the body") from error
         finally:
+            # Also when the client is gone and this task is cancelled: what has arrived counts.
             self._receiving = None
+            await self._behind.drained()
         return self.size - before
 
     async def digest(self, algorithm: str) -> Digest:
         """The digest of all that has arrived."""
         return await self._run(lambda: Digest.from_hash(self._state(algorithm)))
-
-    async def _append(self, body: StreamReader) -> None:
-        batch: list[bytes] = []
-        held = 0
-        writing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        writing.set_result(None)
-        try:
-            async for chunk, _ in body.iter_chunks():
-                batch.append(chunk)
-                held += len(chunk)
-                if held >= BATCH or writing.done():
-                    await asyncio.shield(writing)
-                    writing = self._start(batch)
-                    batch, held = [], 0
-        finally:
-            # Also when the client is gone and this task is cancelled: what has arrived counts.
-            await asyncio.shield(writing)
-            if batch:
-                await asyncio.shield(self._start(batch))
-
-    def _start(self, batch: list[bytes]) -> asyncio.Future[None]:
-        return asyncio.get_running_loop().run_in_executor(self._executor, self._write, batch)
 
     def _write(self, batch: list[bytes]) -> None:
         if self.size + sum(map(len, batch)) > self._max_size:
@@ -137,8 +125,56 @@ class Partial:
             with self.path.open("rb") as file:
                 return hashlib.file_digest(file, algorithm)
 
-    async def _run(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+    def _run(self, work: Callable[[], T]) -> asyncio.Future[T]:
+        return asyncio.get_running_loop().run_in_executor(self._executor, work)
+
+
+class _Behind:
+    """Writes while more is read: a batch is under way, the next one gathers, and goes as soon as it can.
+
+    What waits here is shielded: a cancelled reader must not take the file away from a thread that writes to it.
+    """
+
+    def __init__(self, start: Callable[[list[bytes]], asyncio.Future[None]]) -> None:
+        self._start = start
+        self._writing: asyncio.Future[None] | None = None
+        self._batch: list[bytes] = []
+        self._held = 0
+
+    def clear(self) -> None:
+        """Forget a write that failed."""
+        self._writing, self._batch, self._held = None, [], 0
+
+    def add(self, chunk: bytes) -> None:
+        self._batch.append(chunk)
+        self._held += len(chunk)
+        if self._writing is None:
+            self._next()
+
+    async def room(self) -> None:
+        while self._held >= BATCH and self._writing is not None:
+            await self._written(self._writing)
+
+    async def drained(self) -> None:
+        while self._writing is not None:
+            await self._written(self._writing)
+
+    async def _written(self, writing: asyncio.Future[None]) -> None:
+        await asyncio.shield(writing)
+        # Waiting for what is done already does not let callbacks run.
+        self._done(writing)
+
+    def _next(self) -> None:
+        self._writing = self._start(self._batch)
+        self._batch, self._held = [], 0
+        self._writing.add_done_callback(self._done)
+
+    def _done(self, written: asyncio.Future[None]) -> None:
+        # A failed write stays, so that whoever waits next raises it.
+        if self._writing is written and written.exception() is None:
+            self._writing = None
+            if self._batch:
+                self._next()
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from aiohttp import web
 
 from tonnage.content.digest import Digest
 from tonnage.content.reference import check_repository
-from tonnage.distribution.errors import Refusal
+from tonnage.distribution.errors import Refusal, require_identity
 from tonnage.distribution.partial import Partial
 from tonnage.distribution.storage import Storage, digest_of
 from tonnage.errors import InvalidReference, StorageFull
@@ -67,6 +67,7 @@ class Uploads:
         """POST `/v2/NAME/blobs/uploads/`: start an upload, send a whole blob, or mount one."""
         repository = request.match_info["name"]
         query = request.query
+        require_identity(request)
         if "mount" in query and await self._mount(repository, query):
             return self._created(repository, digest_of(query["mount"]))
         if "digest" in query:
@@ -128,6 +129,7 @@ class Uploads:
 
     async def _append(self, request: web.Request, partial: Partial) -> None:
         self._require_open(partial)
+        require_identity(request)
         text = request.headers.get("Content-Range")
         length = None if text is None else _continues(text, partial.size, self._headers_of(request, partial))
         if length is not None and request.content_length not in (None, length):
@@ -141,8 +143,6 @@ class Uploads:
             )
 
     async def _receive(self, partial: Partial, request: web.Request) -> int:
-        if request.headers.get("Content-Encoding", "identity") != "identity":
-            raise Refusal("UNSUPPORTED", "send the blob's own bytes, without a content encoding", status=415)
         if partial.size + (request.content_length or 0) > self._max_blob_size:
             raise Refusal("SIZE_INVALID", f"a blob may have {self._max_blob_size} bytes", status=413)
         try:

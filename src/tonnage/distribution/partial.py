@@ -83,7 +83,6 @@ class Partial:
             StorageFull: the disk is full.
         """
         before = self.size
-        body.set_read_chunk_size(BATCH)
         self._behind.clear()
         try:
             async with asyncio.timeout(None) as self._receiving:

@@ -40,14 +40,16 @@ def cp(
             )
             digest, transfer = done.model.artifact.index.digest, done.transfer
         case ((Layout() | Repository()), Folder()):
-            store, artifact = delivery.find_artifact(source, plain_http=plain_http)
             folder = Path(target.path).expanduser()
-            transfer = delivery.bring(store, artifact, folder, output, source=str(source), workers=workers)
+            with delivery.find_artifact(source, plain_http=plain_http) as (store, artifact):
+                transfer = delivery.bring(store, artifact, folder, output, source=str(source), workers=workers)
             digest = artifact.root.digest
         case ((Layout() | Repository()), (Layout() | Repository())):
-            origin = open_store(source, plain_http=plain_http)
-            destination = open_store(target, plain_http=plain_http, create=True)
-            with output.progress("copying") as transfer:
+            with (
+                open_store(source, plain_http=plain_http) as origin,
+                open_store(target, plain_http=plain_http, create=True) as destination,
+                output.progress("copying") as transfer,
+            ):
                 root = copy(
                     origin,
                     reference_of(source),

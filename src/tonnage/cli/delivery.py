@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +19,7 @@ from tonnage.pack.folder import FolderTarget
 from tonnage.pack.formats import previous_layers
 from tonnage.pack.model import PackedModel, pack
 from tonnage.pack.plan import PlanOptions, PreviousLayer
+from tonnage.stores.names import check_tag
 from tonnage.transfer.copy import WORKERS as DEFAULT_WORKERS
 from tonnage.transfer.copy import copy
 
@@ -84,9 +86,8 @@ def base_layers(base: str | None, *, plain_http: bool | None = None) -> Sequence
     """The layers of an earlier version, of which only manifests are read."""
     if base is None:
         return ()
-    target = parse_artifact_target(base)
-    store = open_store(target, plain_http=plain_http)
-    return previous_layers(read_artifact(store, store.resolve(reference_of(target))).manifest)
+    with find_artifact(parse_artifact_target(base), plain_http=plain_http) as (_, artifact):
+        return previous_layers(artifact.manifest)
 
 
 def publish(
@@ -105,30 +106,33 @@ def publish(
     Raises:
         TonnageError: as `pack` and `copy`.
     """
-    store = open_store(target, plain_http=plain_http, create=True)
-    with output.progress("hashing") as hashing:
-        model = pack(folder, options=options, previous=previous, on_progress=hashing.add)
-    output.say(f"{len(model.files)} files in {len(model.layers)} layers: {model.artifact.index.digest}")
     tags = tags_of(target)
-    with output.progress("pushing") as pushing:
-        copy(model, "", store, tags, on_event=pushing.on_event, workers=workers)
-    if peer_tags:
-        for tag in list(tags):
-            for suffix, node in (("modelpack", model.artifact.modelpack), ("image", model.artifact.image)):
-                store.tag(node, f"{tag}-{suffix}")
-                tags.append(f"{tag}-{suffix}")
-    return Published(model, tags, pushing)
+    peers = [(f"{tag}-{suffix}", suffix) for tag in tags for suffix in ("modelpack", "image")] if peer_tags else []
+    for tag, _ in peers:
+        check_tag(tag)
+    with open_store(target, plain_http=plain_http, create=True) as store:
+        with output.progress("hashing") as hashing:
+            model = pack(folder, options=options, previous=previous, on_progress=hashing.add)
+        output.say(f"{len(model.files)} files in {len(model.layers)} layers: {model.artifact.index.digest}")
+        with output.progress("pushing") as pushing:
+            copy(model, "", store, tags, on_event=pushing.on_event, workers=workers)
+        for tag, suffix in peers:
+            store.tag(model.artifact.modelpack if suffix == "modelpack" else model.artifact.image, tag)
+    return Published(model, [*tags, *(tag for tag, _ in peers)], pushing)
 
 
-def find_artifact(target: Layout | Repository, *, plain_http: bool | None = None) -> tuple[Store, ModelArtifact]:
-    """Open a target and read what it names.
+@contextmanager
+def find_artifact(
+    target: Layout | Repository, *, plain_http: bool | None = None
+) -> Iterator[tuple[Store, ModelArtifact]]:
+    """Open a target while the block runs, and read what it names.
 
     Raises:
         NotFound: there is nothing of that name.
         InvalidContent: it is not a model.
     """
-    store = open_store(target, plain_http=plain_http)
-    return store, read_artifact(store, store.resolve(reference_of(target)))
+    with open_store(target, plain_http=plain_http) as store:
+        yield store, read_artifact(store, store.resolve(reference_of(target)))
 
 
 def bring(

@@ -32,8 +32,8 @@ def inspect(
     """
     output = Output(json=json, quiet=quiet)
     target = parse_artifact_target(target_text)
-    _, artifact = delivery.find_artifact(target, plain_http=plain_http)
-    output.result(_data(target, artifact), lambda console: _print(console, target, artifact))
+    with delivery.find_artifact(target, plain_http=plain_http) as (_, artifact):
+        output.result(_data(target, artifact), lambda console: _print(console, target, artifact))
 
 
 def consumers(artifact: ModelArtifact) -> list[str]:

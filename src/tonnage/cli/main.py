@@ -7,9 +7,9 @@ import sys
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
 from tonnage.cli import chat, cp, inspect, pack, pull, push, registry, serve, version
+from tonnage.cli.output import plain
 from tonnage.errors import LocalError, TonnageError
 
 EXIT_CODES = """Exit codes: 0 done; 1 other error; 2 wrong usage; 3 local file or disk; 4 not found; 5 access denied;
@@ -52,5 +52,5 @@ def main() -> None:
 
 
 def _report(error: TonnageError) -> int:
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]tonnage:[/] {escape(str(error))}")
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]tonnage:[/] {plain(str(error))}")
     return error.exit_code

@@ -57,11 +57,11 @@ class Output:
     def say(self, text: str) -> None:
         """Tell the user something in passing."""
         if not self.quiet:
-            self.err.print(escape(text))
+            self.err.print(plain(text))
 
     def warn(self, text: str) -> None:
         """Tell the user something that should not be missed."""
-        self.err.print(f"[yellow]warning:[/] {escape(text)}")
+        self.err.print(f"[yellow]warning:[/] {plain(text)}")
 
     def result(self, data: Mapping[str, Any], prose: Callable[[Console], None]) -> None:
         """The command's result: `data` as one line of JSON, or what `prose` prints."""
@@ -165,6 +165,11 @@ class Transfer(AbstractContextManager["Transfer"]):
             self._output.say(f"{self._doing}: {amount}, {left:.0f} s left")
 
 
+def plain(text: str) -> str:
+    """One line, as markup: names and messages that others chose get no say over the terminal."""
+    return escape("".join(letter if letter.isprintable() else " " for letter in text))
+
+
 def size(count: float) -> str:
     """A number of bytes for people.
 
@@ -184,7 +189,7 @@ def parse_size(text: str) -> int:
     Raises:
         UsageError: it is not a size.
     """
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?i?)b?", text.strip().lower())
+    match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([kmgt]?i?)b?", text.strip().lower())
     if not match or match[2] == "i":
         raise UsageError(f"{text!r} is not a size", hint="write it like 4GiB or 9.5GB")
     return int(float(match[1]) * _UNITS[match[2]])

@@ -66,7 +66,9 @@ def pack(
         raise UsageError(f"{output_target!r} is not a layout", hint=f"use: tonnage push {folder} {output_target}")
     previous = delivery.base_layers(base, plain_http=plain_http)
     done = delivery.publish(folder, target, output, options=options, previous=previous, peer_tags=peer_tags)
-    output.result(done.to_dict(target), lambda console: console.print(f"packed {target}: {done.transfer}"))
+    output.result(
+        done.to_dict(target), lambda console: console.print(f"packed {target}: {done.transfer}", markup=False)
+    )
 
 
 def _print_plan(console: Console, files: int, total: int, layers: tuple[PlannedLayer, ...]) -> None:

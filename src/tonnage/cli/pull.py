@@ -30,8 +30,8 @@ def pull(
     """
     output = Output(json=json, quiet=quiet)
     target = parse_artifact_target(target_text)
-    store, artifact = delivery.find_artifact(target, plain_http=plain_http)
-    transfer = delivery.bring(store, artifact, folder, output, source=str(target), workers=workers)
+    with delivery.find_artifact(target, plain_http=plain_http) as (store, artifact):
+        transfer = delivery.bring(store, artifact, folder, output, source=str(target), workers=workers)
     output.result(
         {
             "source": str(target),

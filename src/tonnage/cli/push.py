@@ -43,5 +43,7 @@ def push(
     )
     output.result(
         done.to_dict(target),
-        lambda console: console.print(f"pushed {target}: {done.transfer}\n{done.model.artifact.index.digest}"),
+        lambda console: console.print(
+            f"pushed {target}: {done.transfer}\n{done.model.artifact.index.digest}", markup=False
+        ),
     )

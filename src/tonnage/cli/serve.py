@@ -87,9 +87,9 @@ def local_model(target: Target, output: Output, *, cache: Path | None = None, pl
     """
     if isinstance(target, Folder):
         return Path(target.path).expanduser()
-    store, artifact = delivery.find_artifact(target, plain_http=plain_http)
-    folder = node_cache(cache).model_folder(artifact.root.digest)
-    transfer = delivery.bring(store, artifact, folder, output, source=str(target))
+    with delivery.find_artifact(target, plain_http=plain_http) as (store, artifact):
+        folder = node_cache(cache).model_folder(artifact.root.digest)
+        transfer = delivery.bring(store, artifact, folder, output, source=str(target))
     output.say(f"{target} is in the cache, verified: {transfer}" if transfer.moved else f"{target} was in the cache")
     return folder
 
@@ -138,6 +138,8 @@ def api_keys(file: Path | None) -> list[str]:
                 lines = stream.read(MAX_KEYS_FILE).splitlines()
         except OSError as error:
             raise LocalError.from_os(error, "read the API keys in", file) from error
+        except UnicodeDecodeError:
+            raise UsageError(f"{file} is not a text file", hint="write one API key a line") from None
         found = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
         if not found:
             raise UsageError(f"{file} holds no API key", hint="write one a line")

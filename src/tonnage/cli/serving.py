@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 from collections.abc import Callable
 
@@ -21,7 +22,7 @@ def parse_listen(text: str) -> tuple[str, int]:
         UsageError: it is not of that form.
     """
     host, colon, port = text.rpartition(":")
-    if not colon or not port.isdigit() or int(port) > 65535:
+    if not colon or not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535:
         raise UsageError(f"{text!r} is no address to listen on", hint="write HOST:PORT, such as 127.0.0.1:8080")
     return host.strip("[]") or "::", int(port)
 
@@ -51,9 +52,10 @@ async def _run(app: web.Application, host: str, port: int, on_ready: Callable[[s
         await runner.setup()
         try:
             await web.TCPSite(runner, host, port).start()
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
+            reason = getattr(error, "strerror", "") or error
             raise LocalError(
-                f"cannot listen on {host}:{port}: {error.strerror or error}", hint="choose another --listen, or port 0"
+                f"cannot listen on {host}:{port}: {reason}", hint="choose another --listen, or port 0"
             ) from error
         on_ready(_url(runner))
         await stop.wait()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Annotated, Protocol
 
@@ -11,7 +13,7 @@ from tonnage.content.reference import Folder, Layout, Repository, Target, parse_
 from tonnage.content.storage import Pusher, RangeFetcher, Resolver, Tagger, TagLister
 from tonnage.errors import InvalidReference
 from tonnage.stores.cache import NodeCache, default_root
-from tonnage.stores.layout import LayoutStore
+from tonnage.stores.layout import DEFAULT_TAG, LayoutStore
 from tonnage.stores.registry import RegistryStore
 
 PlainHttp = Annotated[
@@ -28,8 +30,9 @@ class Store(RangeFetcher, Resolver, Pusher, Tagger, TagLister, Protocol):
     """What a layout and a registry both are."""
 
 
-def open_store(target: Target, *, plain_http: bool | None = None, create: bool = False) -> Store:
-    """The store that a target names.
+@contextmanager
+def open_store(target: Target, *, plain_http: bool | None = None, create: bool = False) -> Iterator[Store]:
+    """The store that a target names, while the block runs.
 
     Args:
         target: a layout or a repository.
@@ -41,9 +44,10 @@ def open_store(target: Target, *, plain_http: bool | None = None, create: bool =
     """
     match target:
         case Layout():
-            return LayoutStore(Path(target.path).expanduser(), create=create)
+            yield LayoutStore(Path(target.path).expanduser(), create=create)
         case Repository():
-            return RegistryStore(target, plain_http=plain_http)
+            with closing(RegistryStore(target, plain_http=plain_http)) as store:
+                yield store
         case Folder():
             raise InvalidReference(
                 f"{target} is a folder", hint="name a layout (oci:DIR:TAG) or a registry (HOST/REPOSITORY:TAG)"
@@ -80,7 +84,7 @@ def tags_of(target: Layout | Repository) -> list[str]:
     """The tags that a copy to this target gets."""
     if target.tag:
         return [target.tag]
-    return [] if target.digest else ["latest"]
+    return [] if target.digest else [DEFAULT_TAG]
 
 
 def node_cache(option: Path | None) -> NodeCache:

@@ -6,6 +6,7 @@ import fcntl
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -20,9 +21,13 @@ from tonnage.content.mediatype import OCI_INDEX, REF_NAME
 from tonnage.content.storage import Opener, Reader
 from tonnage.content.verify import BUFFER_SIZE, VerifyingReader
 from tonnage.errors import InvalidContent, LocalError, NotFound, Truncated
+from tonnage.stores.names import check_tag
 
+DEFAULT_TAG = "latest"
 MAX_INDEX = 64 << 20
 """Bytes of an `index.json`; a layout can hold many models."""
+
+_MAX_MARKER = 4096
 
 
 class LayoutStore:
@@ -61,20 +66,19 @@ class LayoutStore:
             raise LocalError.from_os(error, "read", path) from error
 
     def resolve(self, reference: str) -> Descriptor:
-        """See `Resolver.resolve`; an empty reference names the layout's only entry."""
+        """See `Resolver.resolve`; an empty reference names the layout's only entry, or `latest` of several."""
         entries = self._index()
         if ":" in reference:
             return self._resolve_digest(Digest(reference), entries)
         names = {node.annotations.get(REF_NAME, ""): node for node in entries}
-        if not reference:
-            if len({node.digest for node in entries}) != 1:
-                known = ", ".join(sorted(filter(None, names))) or "none"
-                raise NotFound(f"{self.root} holds {len(entries)} entries", hint=f"name one; its tags are: {known}")
+        if not reference and len({node.digest for node in entries}) == 1:
             return entries[0]
-        if reference not in names:
-            known = ", ".join(sorted(filter(None, names))) or "none"
-            raise NotFound(f"tag {reference!r} is not in the layout {self.root}", hint=f"its tags are: {known}")
-        return names[reference]
+        if (reference or DEFAULT_TAG) in names:
+            return names[reference or DEFAULT_TAG]
+        known = ", ".join(sorted(filter(None, names))) or "none"
+        if not reference:
+            raise NotFound(f"{self.root} holds {len(entries)} entries", hint=f"name one; its tags are: {known}")
+        raise NotFound(f"tag {reference!r} is not in the layout {self.root}", hint=f"its tags are: {known}")
 
     def exists(self, node: Descriptor) -> bool:
         """See `Pusher.exists`."""
@@ -92,10 +96,10 @@ class LayoutStore:
 
     def tag(self, node: Descriptor, reference: str) -> None:
         """See `Tagger.tag`."""
+        check_tag(reference)
         if not self.exists(node):
             raise NotFound(f"{node.digest} is not in the layout {self.root}")
-        annotations = {**node.annotations, REF_NAME: reference}
-        entry = Descriptor.from_dict({**node.to_dict(), "annotations": annotations})
+        entry = replace(node, annotations={**node.annotations, REF_NAME: reference})
 
         def edit(entries: list[Descriptor]) -> list[Descriptor]:
             return [known for known in entries if known.annotations.get(REF_NAME) != reference] + [entry]
@@ -137,8 +141,7 @@ class LayoutStore:
 
     def _ingest(self, node: Descriptor, reader: VerifyingReader) -> None:
         """Write beside the blobs, and rename when verified."""
-        temporary = self.root / "ingest" / uuid4().hex
-        temporary.parent.mkdir(exist_ok=True)
+        temporary = self.root / f".ingest-{uuid4().hex}"
         buffer = memoryview(bytearray(BUFFER_SIZE))
         try:
             fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
@@ -155,7 +158,6 @@ class LayoutStore:
         finally:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
-                temporary.parent.rmdir()
 
     def _small_blobs(self) -> Iterator[bytes]:
         for algorithm in HEX_LENGTH:
@@ -169,45 +171,60 @@ class LayoutStore:
     # --- index.json
 
     def _create(self) -> None:
-        if self.root.exists() and any(self.root.iterdir()):
-            raise LocalError(f"{self.root} is not empty, and not an OCI layout", hint="name an empty or new folder")
-        (self.root / "blobs" / "sha256").mkdir(parents=True, exist_ok=True)
-        _write_atomic(self.root / "index.json", _index_document([]))
-        # Last: it is what marks the folder as a layout.
-        _write_atomic(self.root / "oci-layout", canonical({"imageLayoutVersion": "1.0.0"}))
+        self.root.mkdir(parents=True, exist_ok=True)
+        with _locked(self.root):
+            if (self.root / "oci-layout").exists():
+                return  # another process was quicker
+            if any(self.root.iterdir()):
+                raise LocalError(f"{self.root} is not empty, and not an OCI layout", hint="name an empty or new folder")
+            (self.root / "blobs" / "sha256").mkdir(parents=True)
+            index = {"manifests": [], "mediaType": OCI_INDEX, "schemaVersion": 2}
+            _write_atomic(self.root / "index.json", canonical(index))
+            # Last: it is what marks the folder as a layout.
+            _write_atomic(self.root / "oci-layout", canonical({"imageLayoutVersion": "1.0.0"}))
 
     def _check_version(self) -> None:
+        with (self.root / "oci-layout").open("rb") as file:
+            raw = file.read(_MAX_MARKER)
         try:
-            marker = msgspec.json.decode((self.root / "oci-layout").read_bytes()[:4096], type=dict[str, Any])
-        except msgspec.MsgspecError as error:
+            marker = msgspec.json.decode(raw, type=dict[str, Any])
+        except (ValueError, RecursionError) as error:
             raise InvalidContent(f"{self.root}/oci-layout is damaged: {error}") from error
         if marker.get("imageLayoutVersion") != "1.0.0":
             raise InvalidContent(f"{self.root} is a layout of version {marker.get('imageLayoutVersion')!r}, not 1.0.0")
 
     def _index(self) -> list[Descriptor]:
+        return [
+            Descriptor.from_dict(entry, f"{self.root}/index.json: manifests[{number}]")
+            for number, entry in enumerate(self._document()["manifests"])
+        ]
+
+    def _document(self) -> dict[str, Any]:
         path = self.root / "index.json"
         with _translated("read", path):
             if path.stat().st_size > MAX_INDEX:
                 raise InvalidContent(f"{path} is larger than the limit of {MAX_INDEX} bytes")
             raw = path.read_bytes()
         try:
-            obj = msgspec.json.decode(raw, type=dict[str, Any])
-        except msgspec.MsgspecError as error:
+            obj: dict[str, Any] = msgspec.json.decode(raw, type=dict[str, Any])
+        except (ValueError, RecursionError) as error:
             raise InvalidContent(f"{path} is damaged: {error}") from error
-        entries = obj.get("manifests")
-        if not isinstance(entries, list):
+        if not isinstance(obj.get("manifests"), list):
             raise InvalidContent(f"{path} has no list of manifests")
-        return [Descriptor.from_dict(entry, f"{path}: manifests[{number}]") for number, entry in enumerate(entries)]
+        return obj
 
     def _resolve_digest(self, digest: Digest, entries: list[Descriptor]) -> Descriptor:
         for node in entries:
             if node.digest == digest:
                 return node
+        path = self._path(digest)
         try:
-            with self._path(digest).open("rb") as file:
+            with path.open("rb") as file:
                 raw = file.read(MAX_MANIFEST_SIZE + 1)
         except FileNotFoundError:
             raise NotFound(f"{digest} is not in the layout {self.root}") from None
+        except OSError as error:
+            raise LocalError.from_os(error, "read", path) from error
         # Not by digest.of: the bytes are verified by whoever fetches them.
         document = manifest.parse(raw)
         return Descriptor(
@@ -216,7 +233,10 @@ class LayoutStore:
 
     def _edit(self, change: Callable[[list[Descriptor]], list[Descriptor]]) -> None:
         with _translated("write to the layout", self.root), _locked(self.root):
-            _write_atomic(self.root / "index.json", _index_document(change(self._index())))
+            entries = [entry.to_dict() for entry in change(self._index())]
+            # What others wrote beside the list stays.
+            document = {"mediaType": OCI_INDEX, **self._document(), "manifests": entries}
+            _write_atomic(self.root / "index.json", canonical(document))
 
 
 class _FileReader:
@@ -245,14 +265,14 @@ class _FileReader:
             self._fd = -1
 
 
-def _index_document(entries: Sequence[Descriptor]) -> bytes:
-    return canonical({"manifests": [entry.to_dict() for entry in entries], "mediaType": OCI_INDEX, "schemaVersion": 2})
-
-
 def _write_atomic(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{uuid4().hex}")
-    temporary.write_bytes(data)
-    temporary.replace(path)
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from tonnage.content.descriptor import Descriptor
 from tonnage.content.storage import Opener, Reader
 from tonnage.content.verify import BytesReader, read_all
 from tonnage.errors import NotFound
+from tonnage.stores.names import check_tag
 
 
 class MemoryStore:
@@ -55,6 +56,7 @@ class MemoryStore:
 
     def tag(self, node: Descriptor, reference: str) -> None:
         """See `Tagger.tag`."""
+        check_tag(reference)
         self._data(node)
         with self._lock:
             self._tags[reference] = node

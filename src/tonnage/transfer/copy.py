@@ -117,21 +117,27 @@ class _Copy:
                 if delay is None:
                     raise
                 self._on_event(Retrying(None, error, delay))
-                self._retry.sleep(delay)
+                self._retry.wait(delay, self._stop)
+                if self._stop.is_set():
+                    raise Stopped("stopped") from None
 
     def blobs(self, nodes: Sequence[Descriptor], workers: int) -> None:
         """Copy blobs in parallel; the first failure stops the others."""
         if not nodes:
             return
         order = sorted(nodes, key=lambda node: -node.size)
-        with ThreadPoolExecutor(min(workers, len(order)), thread_name_prefix="copy") as pool:
-            futures = [pool.submit(self.node, node) for node in order]
-            try:
-                wait(futures, return_when=FIRST_EXCEPTION)
-            finally:
-                if any(_failed(future) for future in futures) or not all(future.done() for future in futures):
-                    self._stop.set()
-                    pool.shutdown(wait=False, cancel_futures=True)
+        pool = ThreadPoolExecutor(min(workers, len(order)), thread_name_prefix="copy")
+        futures = [pool.submit(self.node, node) for node in order]
+        try:
+            wait(futures, return_when=FIRST_EXCEPTION)
+        except BaseException:
+            # Interrupted: whoever does that does not want to wait for a network that may be stuck.
+            self._stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+        if any(_failed(future) for future in futures):
+            self._stop.set()
+        pool.shutdown(cancel_futures=self._stop.is_set())
         errors = [error for future in futures if (error := _failed(future))]
         for error in sorted(errors, key=lambda error: isinstance(error, Stopped)):
             raise error
@@ -154,20 +160,20 @@ class _Copy:
         opened: list[SteadyReader] = []
 
         def open_at(offset: int) -> SteadyReader:
-            rewind()
+            rewind(offset)
             opened.append(
                 SteadyReader(source, node, offset, retry=self._retry, on_event=self._on_event, stop=self._stop)
             )
             return opened[-1]
 
-        def rewind() -> None:
+        def rewind(offset: int) -> None:
             for reader in opened:
-                reader.rewind()
+                reader.rewind(offset)
 
         try:
             self._target.push(node, open_at)
         except BaseException:
-            rewind()
+            rewind(0)
             raise
 
 

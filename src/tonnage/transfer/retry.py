@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-import time
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -18,22 +18,28 @@ class Retry:
         attempts: how often something is tried in all.
         base: seconds; the first delay is at most this, each further one at most twice the one before.
         limit: seconds that no delay exceeds, unless the server asks for more.
-        sleep: waits; replaced by tests.
+        patience: seconds; a server that asks for a longer wait is not asked again.
+        sleep: waits; replaced by tests. By default a wait ends early when the copy does.
         random: between 0 and 1; replaced by tests.
     """
 
     attempts: int = 5
     base: float = 0.5
     limit: float = 20.0
-    sleep: Callable[[float], None] = field(default=time.sleep, repr=False)
+    patience: float = 300.0
+    sleep: Callable[[float], object] | None = field(default=None, repr=False)
     random: Callable[[], float] = field(default=random.random, repr=False)
+
+    def wait(self, delay: float, stop: threading.Event) -> None:
+        """Wait that many seconds, or until `stop` is set."""
+        (self.sleep or stop.wait)(delay)
 
     def delay(self, failures: int, error: TonnageError) -> float | None:
         """Seconds to wait after the given number of failures; None when it is not worth another try."""
         if not error.retryable or failures >= self.attempts:
             return None
         if isinstance(error, TooManyRequests) and error.retry_after is not None:
-            return error.retry_after
+            return error.retry_after if error.retry_after <= self.patience else None
         return min(self.limit, self.base * 2.0 ** (failures - 1)) * self.random()
 
 

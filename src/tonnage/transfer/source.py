@@ -59,7 +59,7 @@ class SteadyReader:
         self._stop = stop
         self._reader: Reader | None = None
         self._failures = 0
-        self._read = 0
+        self._start = self._reported = offset
 
     def readinto(self, buffer: memoryview, /) -> int:
         """Fill some of `buffer`; 0 at the end."""
@@ -77,8 +77,9 @@ class SteadyReader:
                 continue
             self._failures = 0
             self._position += count
-            self._read += count
-            self._on_event(Moved(self._node, count))
+            self._reported = self._position
+            if count:
+                self._on_event(Moved(self._node, count))
             return count
 
     def close(self) -> None:
@@ -87,16 +88,22 @@ class SteadyReader:
             self._reader.close()
             self._reader = None
 
-    def rewind(self) -> None:
-        """Take back what was reported as moved: the consumer starts again."""
-        self._on_event(Moved(self._node, -self._read))
-        self._read = 0
+    def rewind(self, offset: int) -> None:
+        """Take back what was reported as moved beyond `offset`: the consumer reads that again."""
+        kept = max(self._start, offset)
+        if kept < self._reported:
+            self._on_event(Moved(self._node, kept - self._reported))
+            self._reported = kept
 
     def _open(self) -> Reader:
         if self._position and isinstance(self._source, RangeFetcher):
             return self._source.fetch_range(self._node, self._position, self._node.size - self._position)
         reader = self._source.fetch(self._node)
-        _skip(reader, self._position)
+        try:
+            _skip(reader, self._position)
+        except BaseException:
+            reader.close()
+            raise
         return reader
 
     def _mend(self, error: TonnageError) -> None:
@@ -109,7 +116,7 @@ class SteadyReader:
             error.side = error.side or "source"
             raise error
         self._on_event(Retrying(self._node, error, delay))
-        self._retry.sleep(delay)
+        self._retry.wait(delay, self._stop)
 
 
 def _skip(reader: Reader, count: int) -> None:

@@ -10,18 +10,18 @@ import base64
 import ipaddress
 import os
 import re
+import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 import msgspec
 
 from tonnage.content.reference import is_loopback
-from tonnage.errors import AccessDenied, InvalidContent, LocalError
+from tonnage.errors import AccessDenied, InvalidContent, LocalError, Unavailable
 from tonnage.stores.registry.transport import Transport
 
 MAX_TOKEN = 1 << 20
@@ -29,6 +29,12 @@ MAX_TOKEN = 1 << 20
 
 _EARLY = 30.0
 """Seconds before its end that a token is not used any more."""
+
+_LIFETIME = 60.0
+"""Seconds that a token lives if its server does not say (distribution, docs/spec/auth/token.md)."""
+
+_LONGEST = 1e9
+_BEARER = re.compile(r"[\x21-\x7e]+")
 
 
 @dataclass(frozen=True)
@@ -56,8 +62,10 @@ class Challenge:
     parameters: Mapping[str, str]
 
 
-_CHALLENGE = re.compile(r'\s*([A-Za-z]+)\s+((?:[A-Za-z_]+="[^"]*"|[A-Za-z_]+=[^\s,"]+|[\s,]+)*)')
-_PARAMETER = re.compile(r'([A-Za-z_]+)=(?:"([^"]*)"|([^\s,"]+))')
+# RFC 9110, 5.6.2 and 11.6.1. The look-behind and the possessive repetitions keep hostile headers linear.
+_NAME = r"[\w!#$%&'*+.^`|~-]++"
+_CHALLENGE = re.compile(rf'(?<![\w-])({_NAME})(?:\s++|$)((?:{_NAME}=(?:"[^"]*"|[^\s,"]++)|[\s,]++)*+)')
+_PARAMETER = re.compile(rf'({_NAME})=(?:"([^"]*)"|([^\s,"]++))')
 
 
 def parse_challenges(header: str) -> list[Challenge]:
@@ -75,7 +83,7 @@ def parse_challenges(header: str) -> list[Challenge]:
 
 @dataclass
 class _Token:
-    header: str
+    header: str = field(repr=False)
     expires: float
 
 
@@ -157,16 +165,17 @@ class Authenticator:
             hint = "check that the account may do this" if credentials else f"docker login {self._host}"
             raise AccessDenied(f"{self._host} gives no token for {scope or 'this'} (HTTP {response.status})", hint=hint)
         if response.status != 200:
-            raise AccessDenied(f"the token server of {self._host} failed (HTTP {response.status})", hint="try again")
+            raise Unavailable(f"the token server of {self._host} failed (HTTP {response.status})", hint="try again")
         try:
-            obj = msgspec.json.decode(raw, type=dict[str, Any])
-        except msgspec.MsgspecError as error:
-            raise InvalidContent(f"the token server of {self._host} sent no JSON: {error}") from error
-        token = obj.get("token") or obj.get("access_token")
-        if not isinstance(token, str) or not token.isprintable():
+            obj = msgspec.json.decode(raw, type=_Answer)
+        except (ValueError, RecursionError):
+            # Without the cause: a parser's message may quote what it read, which may be a token.
+            raise InvalidContent(f"the token server of {self._host} sent no token") from None
+        token = obj.token or obj.access_token or ""
+        if not _BEARER.fullmatch(token):
             raise InvalidContent(f"the token server of {self._host} sent no token")
-        lifetime = obj.get("expires_in")
-        seconds = float(lifetime) if isinstance(lifetime, int | float) and lifetime > 0 else 60.0
+        said = obj.expires_in
+        seconds = float(said) if isinstance(said, int | float) and 0 < said <= _LONGEST else _LIFETIME
         return _Token(f"Bearer {token}", self._clock() + max(seconds - _EARLY, seconds / 2))
 
     def _check_realm(self, realm: str) -> None:
@@ -174,27 +183,58 @@ class Authenticator:
 
         A realm on a link-local address would make us fetch a cloud's instance metadata for the registry (SSRF).
         """
-        parts = urlsplit(realm)
-        host = parts.hostname or ""
-        if parts.scheme not in ("http", "https") or not host:
+        try:
+            parts = urlsplit(realm)
+            host = (parts.hostname or "").rstrip(".")
+            usable = parts.scheme in ("http", "https") and host and (parts.port or 1) and realm.isascii()
+        except ValueError:
+            usable = False
+        if not usable:
             raise AccessDenied(f"{self._host} names no usable token server: {realm[:200]!r}")
         local = is_loopback(self._host)
         if parts.scheme == "http" and not local:
             raise AccessDenied(f"{self._host} names a token server without TLS: {realm[:200]!r}")
-        try:
-            address = ipaddress.ip_address(host)
-        except ValueError:
+        address = _address(host)
+        if address is None:
             forbidden = host == "metadata.google.internal" or (is_loopback(host) and not local)
         else:
-            forbidden = address.is_link_local or (address.is_loopback and not local)
+            forbidden = (
+                address.is_link_local
+                or address == _AWS_METADATA
+                or ((address.is_loopback or address.is_unspecified) and not local)
+            )
         if forbidden:
             raise AccessDenied(f"{self._host} names a token server on a forbidden address: {host}")
+
+
+_AWS_METADATA = ipaddress.ip_address("fd00:ec2::254")
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The address that a host is written as, in any form that the system's resolver takes; None for a name."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        try:
+            return ipaddress.ip_address(socket.inet_aton(host))
+        except OSError:
+            return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+class _Answer(msgspec.Struct):
+    token: str | None = None
+    access_token: str | None = None
+    expires_in: object = None
 
 
 class _Auth(msgspec.Struct):
     auth: str = ""
     username: str = ""
     password: str = ""
+
+    def __repr__(self) -> str:
+        return f"_Auth({self.username!r})"
 
 
 class _DockerConfig(msgspec.Struct):
@@ -223,9 +263,11 @@ def docker_config(path: Path | None = None) -> CredentialSource:
             raise LocalError.from_os(error, "read the credentials in", file) from error
         try:
             known = msgspec.json.decode(raw, type=_DockerConfig).auths
-        except msgspec.MsgspecError as error:
+        except (ValueError, RecursionError) as error:
             raise InvalidContent(f"{file} is damaged: {error}", hint="log in again") from error
-        for name in (host, f"https://{host}", f"https://{host}/v1/", f"https://{host}/v2/"):
+        # `docker login` stores Docker Hub's credentials under this one name.
+        hub = ["https://index.docker.io/v1/"] if host in ("docker.io", "index.docker.io") else []
+        for name in (host, f"https://{host}", f"https://{host}/v1/", f"https://{host}/v2/", *hub):
             if name in known:
                 return _decode(known[name], file)
         return None
@@ -238,6 +280,7 @@ def _decode(auth: _Auth, file: Path) -> Credentials | None:
         return Credentials(auth.username, auth.password) if auth.username else None
     try:
         username, _, password = base64.b64decode(auth.auth, validate=True).decode().partition(":")
-    except ValueError as error:
-        raise InvalidContent(f"{file} holds credentials that cannot be decoded", hint="log in again") from error
+    except ValueError:
+        # Without the cause, which quotes the bytes.
+        raise InvalidContent(f"{file} holds credentials that cannot be decoded", hint="log in again") from None
     return Credentials(username, password.rstrip("\0"))

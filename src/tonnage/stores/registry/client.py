@@ -6,8 +6,8 @@ import re
 import ssl
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from typing import Any
-from urllib.parse import quote, urlencode, urljoin
+from email.utils import parsedate_to_datetime
+from urllib.parse import quote, urlencode
 
 import msgspec
 
@@ -29,8 +29,9 @@ from tonnage.errors import (
     TooManyRequests,
     Unavailable,
 )
+from tonnage.stores.names import check_tag
 from tonnage.stores.registry.auth import Authenticator, CredentialSource, docker_config
-from tonnage.stores.registry.transport import Body, Response, Timeouts, Transport, host_of
+from tonnage.stores.registry.transport import Body, Response, Timeouts, Transport, follow, host_of
 from tonnage.stores.registry.upload import upload_blob
 
 ACCEPT = ", ".join((OCI_INDEX, OCI_MANIFEST, DOCKER_MANIFEST_LIST, DOCKER_MANIFEST))
@@ -39,6 +40,9 @@ MAX_ERROR = 64 << 10
 
 MAX_LIST = 8 << 20
 """Bytes of one page of tags."""
+
+MAX_PAGES = 10_000
+"""Pages of one list; a server that always names another would be asked forever."""
 
 _KEPT_MANIFESTS = 64
 _DOCKER_HUB = {"docker.io": "registry-1.docker.io", "index.docker.io": "registry-1.docker.io"}
@@ -80,8 +84,9 @@ class RegistryStore:
 
     def fetch(self, node: Descriptor) -> Reader:
         """See `Fetcher.fetch`."""
-        if node.digest in self._manifests:
-            return BytesReader(self._manifests[node.digest])
+        kept = self._manifests.get(node.digest)
+        if kept is not None:
+            return BytesReader(kept)
         response = self._call("GET", self._node_url(node), expect=(200,), headers=_accept(node))
         return self._sized(response, node, node.size)
 
@@ -106,9 +111,9 @@ class RegistryStore:
         raw = response.read(MAX_MANIFEST_SIZE + 1)
         # Caps the size too; and the type must be one we read.
         document = manifest.parse(raw, response.headers.get("Content-Type", "").partition(";")[0].strip())
-        digest = Digest.of(raw)
-        wanted = reference if ":" in reference else response.headers.get("Docker-Content-Digest")
-        if wanted and wanted.startswith("sha256:") and wanted != digest:
+        wanted = reference if ":" in reference else response.headers.get("Docker-Content-Digest", "")
+        digest = Digest.of(raw, Digest(reference).algorithm if ":" in reference else "sha256")
+        if wanted.startswith(f"{digest.algorithm}:") and wanted != digest:
             raise DigestMismatch(
                 f"{self.repository.host} sent a manifest that hashes to {digest} for {wanted}",
                 hint="its copy is damaged, or something on the way changes what it sends",
@@ -120,19 +125,13 @@ class RegistryStore:
 
     def tags(self) -> Sequence[str]:
         """See `TagLister.tags`."""
-        found: list[str] = []
-        url: str | None = f"{self._url}/tags/list"
-        seen = set()
-        while url and url not in seen:
-            seen.add(url)
-            response = self._call("GET", url, expect=(200,))
-            raw = response.read(MAX_LIST)
+        found: set[str] = set()
+        for raw in self._pages(f"{self._url}/tags/list", MAX_LIST):
             try:
-                found += msgspec.json.decode(raw, type=_Tags).tags or []
-            except msgspec.MsgspecError as error:
+                found.update(msgspec.json.decode(raw, type=_Tags).tags or [])
+            except (ValueError, RecursionError) as error:
                 raise InvalidContent(f"{self.repository.host} sent a malformed list of tags: {error}") from error
-            url = _next_page(response)
-        return sorted(set(found))
+        return sorted(found)
 
     def referrers(self, node: Descriptor, artifact_type: str | None = None) -> Sequence[Descriptor]:
         """See `ReferrerLister.referrers`; uses the tag scheme where the registry has no referrers API."""
@@ -164,6 +163,7 @@ class RegistryStore:
 
     def tag(self, node: Descriptor, reference: str) -> None:
         """See `Tagger.tag`."""
+        check_tag(reference)
         raw = read_all(self.fetch(node), node, limit=MAX_MANIFEST_SIZE)
         self._put_manifest(reference, node, raw)
 
@@ -198,7 +198,7 @@ class RegistryStore:
             response = self._transport.request(method, url, headers=sent, body=body)
             if response.status != 401 or not own or attempt:
                 break
-            challenge = response.headers.get("WWW-Authenticate", "")
+            challenge = ", ".join(response.headers.get_all("WWW-Authenticate", []))
             response.close()
             authorization = self._auth.answer(challenge, scope, rejected=authorization)
         if response.status not in expect:
@@ -206,7 +206,8 @@ class RegistryStore:
         return response
 
     def _error(self, method: str, url: str, response: Response) -> Exception:
-        codes, message = _error_body(response.read(MAX_ERROR) if method != "HEAD" else b"")
+        body = response.read(MAX_ERROR)
+        codes, message = _error_body(body)
         status, host = response.status, self.repository.host
         said = f": {message}" if message else ""
         what = f"{self.repository.name}{url.removeprefix(self._url)}" if url.startswith(self._url) else host
@@ -224,13 +225,14 @@ class RegistryStore:
             return TooManyRequests(
                 f"{host} asks us to slow down (HTTP 429){said}",
                 hint="try again later",
-                retry_after=float(after) if after.isdigit() else None,
+                retry_after=_seconds(after, response.headers.get("Date", "")),
             )
         if status >= 500 or status == 408:
             return Unavailable(f"{host} failed on {method} {what} (HTTP {status}){said}", hint="try again later")
         return RegistryError(
             f"{host} refused {method} {what} (HTTP {status}){said}",
-            hint="ask who runs the registry",
+            # What Go's and nginx' servers answer to plain HTTP.
+            hint="say --tls" if b"HTTPS" in body and url.startswith("http:") else "ask who runs the registry",
             status=status,
             codes=codes,
         )
@@ -246,14 +248,9 @@ class RegistryStore:
 
     def _referrer_pages(self, node: Descriptor, artifact_type: str | None) -> Iterator[Index]:
         query = f"?{urlencode({'artifactType': artifact_type})}" if artifact_type else ""
-        url: str | None = f"{self._url}/referrers/{node.digest}{query}"
-        seen = set()
         try:
-            while url and url not in seen:
-                seen.add(url)
-                response = self._call("GET", url, expect=(200,), headers={"Accept": OCI_INDEX})
-                yield _as_index(response.read(MAX_MANIFEST_SIZE + 1))
-                url = _next_page(response)
+            for raw in self._pages(f"{self._url}/referrers/{node.digest}{query}", MAX_MANIFEST_SIZE + 1):
+                yield _as_index(raw)
         except NotFound:
             # distribution-spec, "Unavailable Referrers API"
             try:
@@ -261,6 +258,18 @@ class RegistryStore:
             except NotFound:
                 return
             yield _as_index(read_all(self.fetch(fallback), fallback, limit=MAX_MANIFEST_SIZE))
+
+    def _pages(self, first: str, limit: int) -> Iterator[bytes]:
+        """The bodies of a list that comes in pages, each named by the one before."""
+        url: str | None = first
+        seen: set[str] = set()
+        while url and url not in seen:
+            if len(seen) == MAX_PAGES:
+                raise InvalidContent(f"{self.repository.host} sends a list of more than {MAX_PAGES} pages")
+            seen.add(url)
+            response = self._call("GET", url, expect=(200,), headers={"Accept": f"{OCI_INDEX}, application/json"})
+            yield response.read(limit)
+            url = _next_page(response)
 
     def _manifest_url(self, reference: str) -> str:
         return f"{self._url}/manifests/{quote(reference, safe=':')}"
@@ -292,7 +301,6 @@ class _Tags(msgspec.Struct):
 class _Problem(msgspec.Struct):
     code: str = ""
     message: str = ""
-    detail: Any = None
 
 
 class _Problems(msgspec.Struct):
@@ -303,12 +311,22 @@ def _error_body(raw: bytes) -> tuple[tuple[str, ...], str]:
     """The codes and the first message of an OCI error body (distribution-spec, "Error Codes")."""
     try:
         problems = msgspec.json.decode(raw, type=_Problems).errors
-    except msgspec.MsgspecError:
+    except (ValueError, RecursionError):
         return (), ""
     if not problems:
         return (), ""
     text = " ".join(problems[0].message.split())
     return tuple(problem.code for problem in problems), f"{problems[0].code} {text}"[:300].strip()
+
+
+def _seconds(retry_after: str, date: str) -> float | None:
+    """What a `Retry-After` asks for: seconds, or the time between the server's own date and another."""
+    if re.fullmatch(r"[0-9]{1,9}", retry_after):
+        return float(retry_after)
+    try:
+        return max(0.0, (parsedate_to_datetime(retry_after) - parsedate_to_datetime(date)).total_seconds())
+    except (ValueError, TypeError):
+        return None
 
 
 def _accept(node: Descriptor) -> dict[str, str]:
@@ -326,5 +344,5 @@ def _next_page(response: Response) -> str | None:
     match = re.search(r"<([^>]+)>\s*;[^,]*rel=\"?next", response.headers.get("Link", ""))
     if not match:
         return None
-    target = urljoin(response.url, match[1])
+    target = follow(response.url, match[1])
     return target if host_of(target) == host_of(response.url) else None

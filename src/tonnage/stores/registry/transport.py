@@ -8,22 +8,26 @@ host, and errors that say what to do.
 from __future__ import annotations
 
 import http.client
+import re
+import select
 import socket
 import ssl
 import threading
 from collections.abc import Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from urllib.parse import SplitResult, urljoin, urlsplit
+from urllib.parse import urljoin, urlsplit
 
 from tonnage import __version__
 from tonnage.content.storage import Opener
 from tonnage.content.verify import BUFFER_SIZE
-from tonnage.errors import IntegrityError, RegistryError, SourceChanged, TonnageError, Truncated, Unavailable
+from tonnage.errors import IntegrityError, RegistryError, TonnageError, Truncated, Unavailable
 
 USER_AGENT = f"tonnage/{__version__}"
 MAX_REDIRECTS = 5
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_CLEAN = re.compile(r"[\x21-\x7e]+")
+_TLS_ALERT = "\x15\x03"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,16 +58,26 @@ class Body:
 
 
 class Response:
-    """A response whose body is read once, into memory that the caller owns. A `Reader`."""
+    """A response whose body is read once, into memory that the caller owns. A `Reader`.
 
-    def __init__(self, transport: Transport, connection: http.client.HTTPConnection, url: str, head: bool) -> None:
+    Args:
+        transport: gets the connection back.
+        connection: has sent the request.
+        url: of the request.
+        reusable: whether the connection can serve another request, as far as this side knows.
+    """
+
+    def __init__(
+        self, transport: Transport, connection: http.client.HTTPConnection, url: str, *, reusable: bool
+    ) -> None:
         self._transport = transport
         self._connection: http.client.HTTPConnection | None = connection
         self._inner = connection.getresponse()
+        self._reusable = reusable and not self._inner.will_close
         self.url = url
         self.status = self._inner.status
-        self.headers: Mapping[str, str] = self._inner.headers  # type: ignore[assignment]
-        self._left = 0 if head else self._inner.length
+        self.headers: http.client.HTTPMessage = self._inner.headers
+        self._left = self._inner.length
         if self._left == 0:
             self._finish()
 
@@ -105,20 +119,22 @@ class Response:
 
     def close(self) -> None:
         """Give up the rest of the body, and the connection with it."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            # Both: `http.client` leaves the socket to the response when the server closes after it.
+            self._inner.close()
+            connection.close()
 
     def _finish(self) -> None:
         """The body is read: the connection can serve another request."""
         connection, self._connection = self._connection, None
         if connection is None:
             return
-        if self._inner.will_close:
-            connection.close()
-        else:
-            self._inner.close()
+        self._inner.close()
+        if self._reusable:
             self._transport.give_back(self.url, connection)
+        else:
+            connection.close()
 
 
 class Transport:
@@ -159,7 +175,10 @@ class Transport:
             if method not in ("GET", "HEAD") or response.status not in _REDIRECTS or not location:
                 return response
             response.close()
-            url = _redirect(url, location, headers)
+            target = follow(url, location)
+            if _origin(url) != _origin(target):
+                headers.pop("Authorization", None)
+            url = target
         raise RegistryError(f"{host_of(url)} redirects in circles", hint="ask who runs the registry")
 
     def give_back(self, url: str, connection: http.client.HTTPConnection) -> None:
@@ -183,7 +202,7 @@ class Transport:
                 with suppress(ConnectionError, http.client.BadStatusLine, ssl.SSLError):
                     return self._send_on(kept, method, url, headers, body)
             return self._send_on(self._connect(url), method, url, headers, body)
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, UnicodeError, http.client.HTTPException) as error:
             raise translate(error, url) from error
 
     def _send_on(
@@ -205,9 +224,8 @@ class Transport:
                 size = len(body) if isinstance(body, bytes) else body.size if body else 0
                 connection.putheader("Content-Length", str(size))
             connection.endheaders(body if isinstance(body, bytes) else None)
-            if isinstance(body, Body):
-                _send_body(connection, body)
-            return Response(self, connection, url, method == "HEAD")
+            sent = not isinstance(body, Body) or _send_body(connection, body)
+            return Response(self, connection, url, reusable=sent)
         except BaseException:
             connection.close()
             raise
@@ -219,16 +237,18 @@ class Transport:
 
     def _connect(self, url: str) -> http.client.HTTPConnection:
         parts = urlsplit(url)
+        host, port, timeout = parts.hostname or "", parts.port, self._timeouts.connect
         connection: http.client.HTTPConnection
         if parts.scheme == "https":
             context = self._tls or _system_tls()
-            connection = http.client.HTTPSConnection(
-                parts.hostname or "", parts.port, timeout=self._timeouts.connect, context=context
-            )
+            connection = http.client.HTTPSConnection(host, port, timeout=timeout, context=context)
         else:
-            connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=self._timeouts.connect)
+            connection = http.client.HTTPConnection(host, port, timeout=timeout)
         try:
             connection.connect()
+        except (ssl.SSLError, ConnectionResetError) as error:
+            connection.close()
+            raise _handshake_error(error, url) from error
         except BaseException:
             connection.close()
             raise
@@ -236,41 +256,47 @@ class Transport:
         return connection
 
 
-def _send_body(connection: http.client.HTTPConnection, body: Body) -> None:
-    """Stream a body; if the server answers before it has all of it, leave the rest and let the answer be read."""
+def _send_body(connection: http.client.HTTPConnection, body: Body) -> bool:
+    """Stream a body; if the server answers before it has all of it, leave the rest, so that the answer is read.
+
+    Returns:
+        Whether all of it was sent.
+    """
     buffer = memoryview(bytearray(BUFFER_SIZE))
     left = body.size
     with closing(body.open(0)) as reader:
         while left:
             count = reader.readinto(buffer[:left])
             if not count:
-                raise SourceChanged(
-                    f"the source ended {left} bytes early", hint="run the command again when nothing writes to it"
-                )
+                raise Truncated(f"the source ended {left} bytes early")
+            if _has_answered(connection.sock):
+                return False
             try:
                 connection.sock.sendall(buffer[:count])
-            except (BrokenPipeError, ConnectionResetError):
-                return
+            except (BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):
+                return False
             left -= count
+    return True
+
+
+def _has_answered(sock: socket.socket) -> bool:
+    """Whether the server speaks already. Over TLS nobody can tell: what has arrived may be a session ticket."""
+    if isinstance(sock, ssl.SSLSocket):
+        return False
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def translate(error: Exception, url: str) -> TonnageError:
     """The error to raise for one of `socket`, `ssl` or `http.client`."""
     host = host_of(url)
-    match error:
-        case ssl.SSLCertVerificationError():
-            return RegistryError(
-                f"the certificate of {host} is not trusted: {error.verify_message}",
-                hint="let SSL_CERT_FILE name the file of your own authority's certificate",
-            )
-        case ssl.SSLError():
-            return RegistryError(
-                f"{host} does not speak TLS: {error.reason or error}",
-                hint="if it is meant to be plain HTTP, say --plain-http",
-            )
+    if isinstance(error, http.client.BadStatusLine) and str(error).startswith(_TLS_ALERT):
+        return RegistryError(f"{host} speaks TLS, and was asked without", hint="say --tls")
     known = {
         ConnectionRefusedError: ("refused the connection", "check the address, and that the registry runs"),
         socket.gaierror: ("has a name that cannot be resolved", "check the spelling, and the DNS"),
+        UnicodeError: ("has a name that no DNS can hold", "check the spelling"),
         TimeoutError: ("does not answer", "check the network; the command can be run again"),
         http.client.BadStatusLine: ("closed the connection without an answer", "try again"),
     }
@@ -280,25 +306,47 @@ def translate(error: Exception, url: str) -> TonnageError:
     return Unavailable(f"the connection to {host} broke: {error}", hint="the command can be run again")
 
 
+def _handshake_error(error: OSError, url: str) -> TonnageError:
+    """The error for a TLS handshake that failed."""
+    host = host_of(url)
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return RegistryError(
+            f"the certificate of {host} is not trusted: {error.verify_message}",
+            hint="let SSL_CERT_FILE name the file of your own authority's certificate",
+        )
+    hint = "if it is meant to be plain HTTP, say --plain-http"
+    if isinstance(error, ssl.SSLEOFError | ConnectionResetError):
+        return Unavailable(f"{host} closed the connection before TLS was set up", hint=hint)
+    return RegistryError(f"{host} does not speak TLS: {getattr(error, 'reason', '') or error}", hint=hint)
+
+
 def host_of(url: str) -> str:
     """`host[:port]` of a URL, without any user information in it."""
     return urlsplit(url).netloc.rpartition("@")[2]
 
 
-def _redirect(url: str, location: str, headers: dict[str, str]) -> str:
-    """The URL to go to; drops credentials from `headers` when it is on another host."""
-    target = urljoin(url, location)
-    old, new = urlsplit(url), urlsplit(target)
-    if new.scheme not in ("http", "https") or (old.scheme == "https" and new.scheme == "http"):
-        raise IntegrityError(f"{host_of(url)} redirects to {new.scheme}://{host_of(target)}, which is not protected")
-    if _origin(url) != _origin(target):
-        headers.pop("Authorization", None)
+def follow(url: str, location: str) -> str:
+    """The URL that the answer to a request of `url` points to, in a `Location` or a `Link`.
+
+    Raises:
+        RegistryError: it is no URL that can be requested.
+        IntegrityError: it would leave TLS.
+    """
+    try:
+        target = urljoin(url, location)
+        parts = urlsplit(target)
+        usable = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1) and _CLEAN.fullmatch(target)
+    except ValueError:
+        usable = False
+    if not usable:
+        raise RegistryError(f"{host_of(url)} points to {location[:200]!r}, which is no URL", hint="ask who runs it")
+    if parts.scheme == "http" and urlsplit(url).scheme == "https":
+        raise IntegrityError(f"{host_of(url)} points to http://{host_of(target)}, which is not protected")
     return target
 
 
 def _origin(url: str) -> tuple[str, str]:
-    parts: SplitResult = urlsplit(url)
-    return parts.scheme, host_of(url)
+    return urlsplit(url).scheme, host_of(url)
 
 
 def _path(url: str) -> str:

@@ -6,12 +6,12 @@ The monolithic way (distribution-spec, "Pushing a blob monolithically") is the o
 from __future__ import annotations
 
 from typing import Protocol
-from urllib.parse import quote, urljoin
+from urllib.parse import quote
 
 from tonnage.content.descriptor import Descriptor
 from tonnage.content.storage import Opener
 from tonnage.errors import IntegrityError, RegistryError
-from tonnage.stores.registry.transport import Body, Response
+from tonnage.stores.registry.transport import Body, Response, follow
 
 
 class Call(Protocol):
@@ -47,7 +47,7 @@ def upload_blob(call: Call, repository_url: str, node: Descriptor, open: Opener)
     location = response.headers.get("Location")
     if not location:
         raise RegistryError("the registry opened an upload without saying where", hint="ask who runs it")
-    url = urljoin(response.url, location)
+    url = follow(response.url, location)
     url += ("&" if "?" in url else "?") + f"digest={quote(node.digest)}"
     try:
         call(

@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Iterator
 
 import pytest
+
 from conformance.engine_suite import EngineSuite
 from support.gateways import gateway
 from support.models import small_model
-
 from tonnage.gateway.engines.embedded import EmbeddedEngine
 from tonnage.gateway.engines.engine import Engine
 from tonnage.gateway.engines.http import HttpEngine
@@ -46,4 +46,4 @@ class TestRemote(EngineSuite):
 class TestEmbedded(EngineSuite):
     @classmethod
     def make(cls) -> Engine:
-        return EmbeddedEngine(small_model(), model="smollm2", context=2048)
+        return EmbeddedEngine(small_model(), model="smollm2", context=2048, threads=1)

@@ -128,7 +128,7 @@ class HttpEngine:
         try:
             try:
                 return await send(self._pooled)
-            except (aiohttp.ServerDisconnectedError, ConnectionError):
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
                 if not sent.on_used_connection:
                     raise
                 return await send(self._fresh)

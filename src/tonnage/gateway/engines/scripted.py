@@ -177,7 +177,7 @@ class ScriptedEngine:
         wanted = msgspec.json.decode(body)
         with self._changed:
             if len(self.received) < self._keep:
-                self.received.append(Received(request.path, body, dict(request.headers)))
+                self.received.append(Received(request.path, body, request.headers))
             self._changed.notify_all()
         try:
             return await self._perform(request, wanted, self._play(wanted))

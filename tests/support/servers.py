@@ -14,11 +14,11 @@ from aiohttp import web
 def running(app: web.Application) -> Iterator[str]:
     """Serve `app` while the block runs; yields `127.0.0.1:PORT`."""
     loop = asyncio.new_event_loop()
-    runner = web.AppRunner(app, handler_cancellation=True)
+    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=2)
 
     async def start() -> int:
         await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0, shutdown_timeout=2)
+        site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
         return int(runner.addresses[0][1])
 

@@ -107,12 +107,13 @@ class RegistryStore:
 
     def resolve(self, reference: str) -> Descriptor:
         """See `Resolver.resolve`."""
+        named = Digest(reference) if ":" in reference else None
         response = self._call("GET", self._manifest_url(reference), expect=(200,), headers={"Accept": ACCEPT})
         raw = response.read(MAX_MANIFEST_SIZE + 1)
         # Caps the size too; and the type must be one we read.
         document = manifest.parse(raw, response.headers.get("Content-Type", "").partition(";")[0].strip())
-        wanted = reference if ":" in reference else response.headers.get("Docker-Content-Digest", "")
-        digest = Digest.of(raw, Digest(reference).algorithm if ":" in reference else "sha256")
+        wanted = named or response.headers.get("Docker-Content-Digest", "")
+        digest = Digest.of(raw, named.algorithm if named else "sha256")
         if wanted.startswith(f"{digest.algorithm}:") and wanted != digest:
             raise DigestMismatch(
                 f"{self.repository.host} sent a manifest that hashes to {digest} for {wanted}",

@@ -15,6 +15,9 @@ from tonnage.errors import InvalidContent
 MAX_MANIFEST_SIZE = 4 << 20
 """Bytes; what distribution, zot, ACR and oras-go accept."""
 
+JSON_ERRORS = (msgspec.MsgspecError, UnicodeError, RecursionError)
+"""What msgspec raises for bytes that are not the JSON that was asked for: damaged, not UTF-8, or nested without end."""
+
 MAX_CHILDREN = 10_000
 """Layers of a manifest, or manifests of an index; 4 MiB has no room for many more."""
 
@@ -79,7 +82,7 @@ def parse(raw: bytes, media_type: str = "") -> Manifest | Index:
         raise InvalidContent(f"the manifest has {len(raw)} bytes, more than the limit of {MAX_MANIFEST_SIZE}")
     try:
         obj = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except JSON_ERRORS as error:
         raise InvalidContent(f"the manifest is not JSON: {error}") from error
     if not isinstance(obj, dict):
         raise InvalidContent("the manifest is not a JSON object")

@@ -83,8 +83,10 @@ def parse_target(text: str) -> Target:
     Raises:
         InvalidReference: the text fits none of the forms.
     """
-    if not text or "\0" in text:
+    if not text:
         raise InvalidReference("the target is empty", hint="name a folder, oci:DIR:TAG or HOST/REPOSITORY:TAG")
+    if "\0" in text:
+        raise InvalidReference(f"{text!r} has a zero byte, which no name can have")
     if text.startswith("oci:"):
         return _parse_layout(text)
     if text.startswith("file:"):
@@ -108,7 +110,7 @@ def parse_repository(text: str) -> Repository:
         raise InvalidReference(
             f"{text!r} is not a registry reference", hint="write HOST/REPOSITORY:TAG, or ./DIR for a folder"
         )
-    if not _HOST.fullmatch(host) or not (("." in host) or (":" in host) or host == "localhost"):
+    if not _is_host(host) or not (("." in host) or (":" in host) or host == "localhost"):
         raise InvalidReference(
             f"{text!r} names no registry host", hint=f"write HOST/{rest}, for example docker.io/{rest}"
         )
@@ -142,6 +144,18 @@ def is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(name).is_loopback
     except ValueError:
+        return False
+
+
+def _is_host(text: str) -> bool:
+    if not _HOST.fullmatch(text):
+        return False
+    try:
+        parts = urlsplit(f"//{text}")
+        if text.startswith("["):
+            ipaddress.IPv6Address(parts.hostname or "")
+        return parts.port != 0
+    except ValueError:  # no such address, or a port above 65535
         return False
 
 

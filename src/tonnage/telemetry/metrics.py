@@ -7,7 +7,7 @@ registry is passed in, so that two gateways in one process, or two tests, do not
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeVar, cast
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -20,6 +20,8 @@ FIRST_TOKEN_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3, 6, 12, 25,
 Failure = Literal["unavailable", "timeout", "broken", "refused"]
 """How an engine failed: took no request, fell silent, broke off, or answered with status 5xx or 401/403."""
 
+_M = TypeVar("_M", Counter, Gauge, Histogram)
+
 TokenKind = Literal["prompt", "completion"]
 
 
@@ -28,6 +30,7 @@ class GatewayMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
+        self._children: dict[tuple[object, tuple[str, ...]], object] = {}
         self._requests = Counter(
             "tonnage_gateway_requests_total",
             "Requests answered, by the status the client got (499: it went away first).",
@@ -81,36 +84,43 @@ class GatewayMetrics:
 
     def started(self, model: str) -> None:
         """A request for `model` was accepted."""
-        self._in_flight.labels(model).inc()
+        self._labels(self._in_flight, model).inc()
 
     def first_token(self, route: str, model: str, seconds: float) -> None:
         """The first event of a stream went out, `seconds` after the request came in."""
-        self._first_token.labels(route, model).observe(seconds)
+        self._labels(self._first_token, route, model).observe(seconds)
 
     def ended(self, model: str) -> None:
         """A request that `started` is over, whichever way."""
-        self._in_flight.labels(model).dec()
+        self._labels(self._in_flight, model).dec()
 
     def answered(self, route: str, model: str, status: int, seconds: float) -> None:
         """A request was answered with `status`, and took `seconds`."""
-        self._requests.labels(route, model, str(status)).inc()
-        self._duration.labels(route, model).observe(seconds)
+        self._labels(self._requests, route, model, str(status)).inc()
+        self._labels(self._duration, route, model).observe(seconds)
 
     def disconnected(self, route: str, model: str) -> None:
         """The client went away before its answer ended."""
-        self._disconnects.labels(route, model).inc()
+        self._labels(self._disconnects, route, model).inc()
 
     def tokens(self, model: str, kind: TokenKind, count: int) -> None:
         """An engine reported `count` tokens."""
-        self._tokens.labels(model, kind).inc(count)
+        self._labels(self._tokens, model, kind).inc(count)
 
     def engine_failed(self, engine: str, failure: Failure) -> None:
         """An engine failed a request."""
-        self._engine_errors.labels(engine, failure).inc()
+        self._labels(self._engine_errors, engine, failure).inc()
 
     def engine_up(self, engine: str, up: bool) -> None:
         """A health check of `engine` ended."""
-        self._engine_up.labels(engine).set(up)
+        self._labels(self._engine_up, engine).set(up)
+
+    def _labels(self, metric: _M, *labels: str) -> _M:
+        # Looking up a child costs prometheus_client more than counting in it, and there are only a few.
+        child = self._children.get((metric, labels))
+        if child is None:
+            child = self._children[metric, labels] = metric.labels(*labels)
+        return cast(_M, child)
 
     def exposition(self) -> bytes:
         """All metrics of the registry, in the text format that `CONTENT_TYPE_LATEST` names."""

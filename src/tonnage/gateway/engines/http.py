@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from types import SimpleNamespace
 
 import aiohttp
@@ -122,7 +122,7 @@ class HttpEngine:
             data=body,
             headers=headers,
             allow_redirects=False,
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=timeouts.connect, sock_read=timeouts.silence),
+            timeout=_client_timeout(timeouts),
             trace_request_ctx=sent,
         )
         try:
@@ -165,6 +165,11 @@ class HttpEngine:
         if path not in self._urls:
             self._urls[path] = URL(self._base + path)
         return self._urls[path]
+
+
+@lru_cache(maxsize=16)
+def _client_timeout(timeouts: Timeouts) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(total=None, sock_connect=timeouts.connect, sock_read=timeouts.silence)
 
 
 @dataclass

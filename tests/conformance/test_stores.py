@@ -13,9 +13,9 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+
 from conformance.store_suite import Store, StoreSuite
 from support.servers import running
-
 from tonnage.content.reference import Repository
 from tonnage.distribution.app import create_app
 from tonnage.stores.layout import LayoutStore

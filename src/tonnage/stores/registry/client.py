@@ -112,7 +112,7 @@ class RegistryStore:
         raw = response.read(MAX_MANIFEST_SIZE + 1)
         # Caps the size too; and the type must be one we read.
         document = manifest.parse(raw, response.headers.get("Content-Type", "").partition(";")[0].strip())
-        wanted = named or response.headers.get("Docker-Content-Digest", "")
+        wanted: str = named or response.headers.get("Docker-Content-Digest", "")
         digest = Digest.of(raw, named.algorithm if named else "sha256")
         if wanted.startswith(f"{digest.algorithm}:") and wanted != digest:
             raise DigestMismatch(
@@ -203,17 +203,18 @@ class RegistryStore:
             response.close()
             authorization = self._auth.answer(challenge, scope, rejected=authorization)
         if response.status not in expect:
-            raise self._error(method, url, response)
+            raise self._error(method, url, response, login=authorization is not None)
         return response
 
-    def _error(self, method: str, url: str, response: Response) -> Exception:
+    def _error(self, method: str, url: str, response: Response, *, login: bool) -> Exception:
         body = response.read(MAX_ERROR)
         codes, message = _error_body(body)
         status, host = response.status, self.repository.host
         said = f": {message}" if message else ""
         what = f"{self.repository.name}{url.removeprefix(self._url)}" if url.startswith(self._url) else host
         if status == 401:
-            return AccessDenied(f"{host} wants a login (HTTP 401){said}", hint=f"docker login {host}")
+            does = "refused the login" if login else "wants a login"
+            return AccessDenied(f"{host} {does} (HTTP 401){said}", hint=f"docker login {host}")
         if status == 403:
             return AccessDenied(
                 f"{host} does not allow {method} of {self.repository.name} (HTTP 403){said}",

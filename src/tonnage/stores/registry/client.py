@@ -112,7 +112,7 @@ class RegistryStore:
         raw = response.read(MAX_MANIFEST_SIZE + 1)
         # Caps the size too; and the type must be one we read.
         document = manifest.parse(raw, response.headers.get("Content-Type", "").partition(";")[0].strip())
-        wanted: str = named or response.headers.get("Docker-Content-Digest", "")
+        wanted = named or response.headers.get("Docker-Content-Digest") or ""
         digest = Digest.of(raw, named.algorithm if named else "sha256")
         if wanted.startswith(f"{digest.algorithm}:") and wanted != digest:
             raise DigestMismatch(

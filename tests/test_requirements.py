@@ -13,6 +13,8 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "requirements"
 LOCKED = ("runtime", "engine", "build", "dev")
+LOCKS = sorted([*FOLDER.glob("*.txt"), ROOT / "bench" / "requirements.txt"])
+INPUTS = sorted([*FOLDER.glob("*.in"), ROOT / "bench" / "requirements.in"])
 
 _PIN = re.compile(r"^([a-z0-9-]+)==(\S+) \\$", re.MULTILINE)
 _ADDRESS = re.compile(r"://|--(?:extra-)?index-url|--find-links|--trusted-host|--no-index|file:|@ ")
@@ -63,7 +65,7 @@ def test_what_ships_is_what_was_tested(name: str) -> None:
     assert pins(name).items() <= pins("dev").items()
 
 
-@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.txt")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", LOCKS, ids=lambda path: path.stem)
 def test_a_lock_names_no_address_and_hashes_everything(path: Path) -> None:
     text = path.read_text()
     assert not _ADDRESS.search(text)
@@ -74,6 +76,6 @@ def test_a_lock_names_no_address_and_hashes_everything(path: Path) -> None:
         assert re.match(r"[a-z0-9-]+==\S+ \\\n    --hash=sha256:[0-9a-f]{64}", entry), entry[:100]
 
 
-@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.in")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", INPUTS, ids=lambda path: path.stem)
 def test_an_input_names_no_address(path: Path) -> None:
     assert not _ADDRESS.search(path.read_text())

@@ -245,12 +245,13 @@ async def _serve_bare(engine: str) -> None:
 
 
 async def _serve_gateway(engine: str) -> None:
+    from tonnage.cli.serving import listening
     from tonnage.gateway.engines.http import HttpEngine
     from tonnage.gateway.options import with_api_keys, with_engine, with_metrics
-    from tonnage.gateway.server import Server, listening
+    from tonnage.gateway.server import Server
 
     options = [with_engine(HttpEngine(engine, models=[MODEL])), with_metrics(), with_api_keys([KEY, "another"])]
-    async with listening(Server(*options)) as url:
+    async with listening(Server(*options).app()) as url:
         print(url, flush=True)
         await asyncio.Event().wait()
 

@@ -16,6 +16,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Gauge
 
 from support.gateways import gateway
+from tonnage.cli.serving import listening
 from tonnage.errors import EngineError, InvalidComposition, LocalError, UsageError
 from tonnage.gateway.engines.engine import Timeouts
 from tonnage.gateway.engines.http import HttpEngine
@@ -29,7 +30,7 @@ from tonnage.gateway.options import (
     with_model_aliases,
     with_timeouts,
 )
-from tonnage.gateway.server import Option, Server, listening
+from tonnage.gateway.server import Option, Server
 
 ENGINE = with_engine(ScriptedEngine())
 
@@ -135,7 +136,7 @@ def test_when_one_engine_does_not_start_the_others_stop() -> None:
     good = ScriptedEngine()
 
     async def main() -> None:
-        async with listening(Server(with_engine(good), with_engine(Failing(name="bad", models=["b"])))):
+        async with listening(Server(with_engine(good), with_engine(Failing(name="bad", models=["b"]))).app()):
             pytest.fail("it must not start")
 
     with pytest.raises(EngineError, match="no such model"):
@@ -145,7 +146,7 @@ def test_when_one_engine_does_not_start_the_others_stop() -> None:
 
 def test_a_port_in_use_is_a_local_error() -> None:
     async def main(port: int) -> None:
-        async with listening(Server(ENGINE), port=port):
+        async with listening(Server(ENGINE).app(), port=port):
             pytest.fail("it must not start")
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -157,10 +158,11 @@ def test_a_port_in_use_is_a_local_error() -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_run_ends_on_a_signal(number: signal.Signals) -> None:
     code = (
-        "from tonnage.gateway.server import Server, run\n"
+        "from tonnage.cli.serving import listening, run\n"
+        "from tonnage.gateway.server import Server\n"
         "from tonnage.gateway.options import with_engine\n"
         "from tonnage.gateway.engines.scripted import ScriptedEngine\n"
-        "run(Server(with_engine(ScriptedEngine())), port=0, on_ready=lambda url: print(url, flush=True))\n"
+        "run(listening(Server(with_engine(ScriptedEngine())).app()), lambda url: print(url, flush=True))\n"
         "print('ended')\n"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:

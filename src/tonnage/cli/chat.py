@@ -108,12 +108,12 @@ def _server(place: str, output: Output, *, cache: Path | None, plain_http: bool 
 def _in_background(server: Server) -> Iterator[str]:
     import asyncio
 
-    from tonnage.gateway.server import listening
+    from tonnage.cli.serving import listening
 
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="gateway", daemon=True)
     thread.start()
-    running = listening(server, drain=0)
+    running = listening(server.app(), grace=0)
     try:
         yield asyncio.run_coroutine_threadsafe(running.__aenter__(), loop).result()
     finally:

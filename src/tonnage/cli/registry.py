@@ -33,7 +33,7 @@ def serve(
 
     Example: tonnage registry serve --root ./registry
     """
-    from tonnage.cli.serving import run
+    from tonnage.cli.serving import listening, parse_listen, run
     from tonnage.distribution.app import create_app
 
     output = Output(json=json, quiet=quiet)
@@ -44,4 +44,5 @@ def serve(
             lambda console: console.print(f"registry at {url}, content in {root}; Ctrl-C stops it", markup=False),
         )
 
-    run(create_app(root, read_only=read_only), listen, ready)
+    host, port = parse_listen(listen)
+    run(listening(create_app(root, read_only=read_only), host, port), ready)

@@ -42,8 +42,8 @@ def serve(
         str, typer.Option("--listen", metavar="HOST:PORT", help="Port 0 picks a free one.")
     ] = "127.0.0.1:8080",
     name: Name = None,
-    context: Context = 4096,
-    slots: Slots = 4,
+    context: Context = 8192,
+    slots: Slots = 2,
     threads: Threads = None,
     api_key_file: ApiKeyFile = None,
     cache: CacheOption = None,
@@ -56,8 +56,7 @@ def serve(
 
     Example: tonnage serve registry.example/models/llama:v1
     """
-    from tonnage.cli.serving import parse_listen
-    from tonnage.gateway.server import run
+    from tonnage.cli.serving import listening, parse_listen, run
 
     output = Output(json=json, quiet=quiet)
     host, port = parse_listen(listen)
@@ -76,7 +75,7 @@ def serve(
             lambda console: console.print(f"serving {model} at {url}/v1; Ctrl-C stops it", markup=False),
         )
 
-    run(server, host=host, port=port, on_ready=ready)
+    run(listening(server.app(), host, port, on_stop=server.drain), ready)
 
 
 def local_model(target: Target, output: Output, *, cache: Path | None = None, plain_http: bool | None = None) -> Path:
@@ -106,8 +105,8 @@ def build_server(
     model: str,
     *,
     keys: Sequence[str] = (),
-    context: int = 4096,
-    slots: int = 4,
+    context: int = 8192,
+    slots: int = 2,
     threads: int | None = None,
     verbose: bool = False,
 ) -> Server:

@@ -11,18 +11,16 @@ import asyncio
 import hmac
 import logging
 import re
-import signal
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
 from hashlib import sha256
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry
 
-from tonnage.errors import InvalidComposition, LocalError
+from tonnage.errors import InvalidComposition
 from tonnage.gateway.engines.engine import Engine, Health, Timeouts
 from tonnage.gateway.openai import EXCHANGE, REQUEST_ID, Exchange, OpenAIApi
 from tonnage.gateway.refusal import Refusal, from_http
@@ -31,9 +29,6 @@ from tonnage.telemetry.metrics import GatewayMetrics
 
 BODY_LIMIT = 32 << 20
 """Bytes; a few images in base64 fit."""
-
-DRAIN = 30.0
-"""Seconds that answers under way may take after a request to stop; what Kubernetes grants before it kills."""
 
 OPEN_PAGES = ("/healthz", "/readyz", "/metrics")
 """Asked for by kubelets and Prometheus, without a key and without being counted."""
@@ -81,7 +76,7 @@ class Server:
     def app(self) -> web.Application:
         """The application; its start and clean-up start and stop the engines.
 
-        Run it with `handler_cancellation=True`, as `listening` does: without it, generations outlive their clients.
+        Run it with `handler_cancellation=True`, as `cli.serving` does: without it, generations outlive their clients.
         """
         app = web.Application(middlewares=[self._middleware()], client_max_size=self.body_limit)
         api = OpenAIApi(
@@ -198,73 +193,6 @@ class Server:
             raise _unauthorised("The API key is wrong.")
 
 
-@asynccontextmanager
-async def listening(
-    server: Server, *, host: str = "127.0.0.1", port: int = 0, drain: float = DRAIN
-) -> AsyncIterator[str]:
-    """Serve while the block runs; yields `http://HOST:PORT`.
-
-    Args:
-        server: what to serve.
-        host: the address to listen on.
-        port: the port; 0 for a free one.
-        drain: seconds that answers under way may take when the block ends.
-
-    Raises:
-        EngineError: an engine does not start.
-        LocalError: the address cannot be listened on.
-    """
-    runner = web.AppRunner(server.app(), handler_cancellation=True, access_log=None, shutdown_timeout=drain)
-    try:
-        await runner.setup()
-        try:
-            await web.TCPSite(runner, host, port).start()
-        except OSError as error:
-            raise LocalError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
-        yield _url(host, runner.addresses[0][1])
-    finally:
-        server.drain()
-        await runner.cleanup()
-
-
-def run(
-    server: Server,
-    *,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    drain: float = DRAIN,
-    on_ready: Callable[[str], None] = lambda _: None,
-) -> None:
-    """Serve until SIGINT or SIGTERM, then let answers under way end.
-
-    Args:
-        server: what to serve.
-        host: the address to listen on.
-        port: the port; 0 for a free one.
-        drain: seconds that answers under way may take after the signal.
-        on_ready: is told `http://HOST:PORT` when requests are accepted.
-
-    Raises:
-        EngineError: an engine does not start.
-        LocalError: the address cannot be listened on.
-    """
-
-    async def serve() -> None:
-        async with listening(server, host=host, port=port, drain=drain) as url:
-            on_ready(url)
-            await asyncio.Event().wait()
-
-    async def main() -> None:
-        serving = asyncio.create_task(serve())
-        for number in (signal.SIGINT, signal.SIGTERM):
-            # The first signal ends the wait, or the start of an engine; a second one ends the draining.
-            asyncio.get_running_loop().add_signal_handler(number, serving.cancel)
-        await serving
-
-    with suppress(asyncio.CancelledError):
-        asyncio.run(main())
-
-
 async def _name_request(request: web.Request, response: web.StreamResponse) -> None:
     if EXCHANGE in request:
         response.headers[REQUEST_ID] = request[EXCHANGE].id
@@ -294,7 +222,3 @@ def _hashes(keys: frozenset[str] | None) -> tuple[bytes, ...]:
 
 def _hash(key: str) -> bytes:
     return sha256(key.encode()).digest()
-
-
-def _url(host: str, port: int) -> str:
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

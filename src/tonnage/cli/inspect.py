@@ -89,7 +89,8 @@ def _print(console: Console, target: Target, artifact: ModelArtifact) -> None:
         values = artifact.config.get(section)
         if isinstance(values, dict):
             for key, text in values.items():
-                model.add(f"{escape(str(key))}: {escape(str(text))}")
+                shown = ", ".join(map(str, text)) if isinstance(text, list) else str(text)
+                model.add(f"{escape(str(key))}: {escape(shown)}")
     layers = tree.add(f"{len(artifact.layers)} layers")
     for layer in artifact.layers:
         _add_layer(layers, layer)

@@ -15,7 +15,7 @@ import msgspec
 from tonnage.content.descriptor import Descriptor
 from tonnage.content.digest import Digest
 from tonnage.content.graph import read_manifest
-from tonnage.content.manifest import MAX_MANIFEST_SIZE, Index, Manifest
+from tonnage.content.manifest import JSON_ERRORS, MAX_MANIFEST_SIZE, Index, Manifest
 from tonnage.content.mediatype import (
     CNAI_FILEPATH,
     IMAGE_CONFIG_TYPES,
@@ -192,7 +192,7 @@ def _read_config(
         else:
             config = msgspec.json.decode(raw, type=dict[str, object])
             texts = msgspec.convert(config, _ModelPackConfig).modelfs.diff_ids
-    except msgspec.MsgspecError as error:
+    except JSON_ERRORS as error:
         raise InvalidContent(f"the configuration {manifest.config.digest} is malformed: {error}") from error
     if len(texts) != len(manifest.layers):
         raise InvalidContent(

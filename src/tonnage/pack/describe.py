@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, TypeVar
 
 import msgspec
 
+from tonnage.content.manifest import JSON_ERRORS
 from tonnage.errors import InvalidContent, LocalError
 from tonnage.pack.files import ModelFile
 from tonnage.pack.gguf import FILE_TYPES, read_header
@@ -43,7 +44,8 @@ def parameter_size(count: int) -> str:
     '7.2B'
     """
     for unit, letter in ((10**15, "Q"), (10**12, "T"), (10**9, "B"), (10**6, "M")):
-        if count >= unit:
+        # Judged as the smaller unit would round it: 999,999,999 is 1B, not 1000M.
+        if round(count / (unit // 1000), 1) >= 1000:
             return f"{count / unit:.1f}".removesuffix(".0") + letter
     return f"{count / 1000:.1f}".removesuffix(".0") + "K"
 
@@ -87,7 +89,8 @@ def _from_gguf(files: Sequence[ModelFile], descriptor: dict[str, Any], config: d
         return
     first = headers[0]
     config["format"] = "gguf"
-    config["paramSize"] = parameter_size(sum(header.parameters for header in headers))
+    if parameters := sum(header.parameters for header in headers):
+        config["paramSize"] = parameter_size(parameters)
     _set(config, "architecture", first.text("general.architecture"))
     _set(descriptor, "family", first.text("general.architecture"))
     _set(descriptor, "name", first.text("general.name"))
@@ -115,5 +118,5 @@ def _read(file: ModelFile, parse: Callable[[BinaryIO], _T]) -> _T | None:
             return parse(stream)
     except OSError as error:
         raise LocalError.from_os(error, "read", file.source) from error
-    except (InvalidContent, msgspec.DecodeError, UnicodeDecodeError):
+    except (InvalidContent, *JSON_ERRORS):
         return None

@@ -19,6 +19,9 @@ RECORD = ".tonnage.json"
 STAGING = ".tonnage-partial"
 """Where a pull works until everything is verified; not part of the model."""
 
+WHITEOUT = ".wh."
+"""Starts the name of what an image layer removes (OCI image-spec, layer.md, "Whiteouts"); no file can have it."""
+
 _IGNORED_NAMES = frozenset(
     {".git", ".gitattributes", ".gitignore", ".DS_Store", ".cache", "__pycache__", RECORD, STAGING}
 )
@@ -106,8 +109,10 @@ def _name(path: Path, root: Path) -> str:
         name.encode()
     except UnicodeEncodeError:
         raise InvalidContent(f"the name of {name!r} is not UTF-8", hint="rename the file") from None
-    if "\n" in name or "\0" in name:
-        raise InvalidContent(f"the name {name!r} has a line break", hint="rename the file")
+    if "\n" in name or "\\" in name:
+        raise InvalidContent(f"the name {name!r} has a line break or a backslash", hint="rename the file")
+    if f"/{WHITEOUT}" in f"/{name}" or Piece.from_name(name, 0).path != name:
+        raise InvalidContent(f"the name {name!r} would mean something else in a layer", hint="rename the file")
     return name
 
 
@@ -167,7 +172,8 @@ class TarReader:
         file = self._files[piece.path]
         try:
             if self._fd < 0:
-                self._fd = os.open(file.source, os.O_RDONLY | os.O_CLOEXEC)
+                # Non-blocking, lest a pipe that has taken the file's place is waited for.
+                self._fd = os.open(file.source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
                 self._check_unchanged(file)
                 os.posix_fadvise(self._fd, piece.offset, piece.size, os.POSIX_FADV_SEQUENTIAL)
             count = os.preadv(self._fd, [buffer], piece.offset + start)

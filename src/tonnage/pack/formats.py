@@ -6,7 +6,8 @@
          same layers, and one tiny layer more: the link `models -> .`
 
 The layers are uncompressed tars, so each is its own diff id; the paths in them are the model's own. KServe's modelcar
-looks for `/models` in an image, which the link provides without a second copy.
+looks for `/models` in an image, which the link provides without a second copy. A model that has a `models` of its own
+goes without: in an image, the link would hide it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import msgspec
 
 from tonnage.content.descriptor import Descriptor
 from tonnage.content.digest import Digest
-from tonnage.content.manifest import MAX_MANIFEST_SIZE, Manifest, canonical
+from tonnage.content.manifest import JSON_ERRORS, MAX_MANIFEST_SIZE, Manifest, canonical
 from tonnage.content.mediatype import (
     CNAI_FILEPATH,
     MODELPACK_CONFIG,
@@ -127,7 +128,8 @@ def universal(layers: Sequence[PackedLayer], *, descriptor: Mapping[str, Any], c
         # so cannot copy the whole of one with its digests preserved. The manifest itself has it.
         platform={"architecture": "unknown", "os": "unknown"},
     )
-    link = add(LINK_LAYER, OCI_LAYER_TAR)
+    taken = any(piece.path.partition("/")[0] == LINK_NAME for layer in layers for piece in layer.pieces)
+    links = [] if taken else [add(LINK_LAYER, OCI_LAYER_TAR)]
     # No titles here: a client that pulls every titled layer of an index (oras) would meet each name twice.
     image_layers = [
         Descriptor(
@@ -141,10 +143,10 @@ def universal(layers: Sequence[PackedLayer], *, descriptor: Mapping[str, Any], c
     images = []
     for os, architecture in PLATFORMS:
         platform = {"architecture": architecture, "os": os}
-        rootfs = {"diff_ids": [*diff_ids, str(link.digest)], "type": "layers"}
+        rootfs = {"diff_ids": [*diff_ids, *(str(link.digest) for link in links)], "type": "layers"}
         labels = {"Labels": {FORMAT_LABEL: UNIVERSAL}}
         image_config = add(canonical({**platform, "config": labels, "rootfs": rootfs}), OCI_IMAGE_CONFIG)
-        images.append(add(_manifest(image_config, [*image_layers, link]), OCI_MANIFEST, platform=platform))
+        images.append(add(_manifest(image_config, [*image_layers, *links]), OCI_MANIFEST, platform=platform))
     # Images first: a client that takes the first manifest of an index expects one.
     index = add(
         canonical(
@@ -204,7 +206,7 @@ def is_stale(node: Descriptor) -> bool:
 def _entries(node: Descriptor) -> _Listing | None:
     try:
         return msgspec.json.decode(node.annotations.get(TONNAGE_FILES, ""), type=_Listing)
-    except msgspec.DecodeError:
+    except JSON_ERRORS:
         return None
 
 
@@ -218,8 +220,9 @@ def _annotations(layers: Sequence[PackedLayer]) -> list[dict[str, str]]:
         path = layer.pieces[0].path if len(layer.pieces) == 1 else title
         annotations = {TITLE: title, MODELPACK_FILEPATH: path, CNAI_FILEPATH: path}
         text = _list(layer)
-        if len(text) <= room:
-            room -= len(text)
+        length = len(text.encode())
+        if length <= room:
+            room -= length
             annotations[TONNAGE_FILES] = text
         result.append(annotations)
     return result

@@ -103,8 +103,15 @@ def _string(file: BinaryIO) -> str:
     (length,) = _unpack(file, "Q")
     if length > MAX_STRING:
         raise InvalidContent("the GGUF header claims a string longer than any model has")
-    return file.read(length).decode()
+    return _exactly(file, length).decode()
 
 
 def _unpack(file: BinaryIO, form: str) -> tuple[Any, ...]:
-    return struct.unpack("<" + form, file.read(struct.calcsize("<" + form)))
+    return struct.unpack("<" + form, _exactly(file, struct.calcsize("<" + form)))
+
+
+def _exactly(file: BinaryIO, count: int) -> bytes:
+    data = file.read(count)
+    if len(data) < count:
+        raise InvalidContent("the GGUF header is damaged: it ends early")
+    return data

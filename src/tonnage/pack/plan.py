@@ -4,23 +4,25 @@ What a good plan does:
 
 - Config files, documents and code have layers of their own, so that changing one re-uploads kilobytes.
 - Weights lie in balanced bins of at most `target` bytes, so that a client which fetches layers in parallel, one stream
-  each, is busy to the end.
+  each, is busy to the end. Only a single larger piece, or the limit on layers, makes a larger bin.
 - No layer is over `cap`, which registries impose; a larger file is split.
 - Against a previous version, a file stays in the layer that held it, and new weights get new layers: what did not
   change keeps its digest, and is neither sent nor stored again.
 
-Balancing is longest-processing-time first (Graham 1969): within 4/3 of the best possible largest bin.
+Balancing is longest-processing-time first (Graham 1969), over as few bins as the limits allow: the largest is within
+4/3 of the best possible one for their number.
 """
 
 from __future__ import annotations
 
+import heapq
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from tonnage.errors import UsageError
-from tonnage.pack.tar import ALIGNMENT, END, Piece, footprint
+from tonnage.pack.tar import ALIGNMENT, END, MAX_NAME, Piece, footprint
 
 Kind = Literal["weight", "weight.config", "doc", "code"]
 KINDS: tuple[Kind, ...] = ("weight", "weight.config", "doc", "code")
@@ -132,11 +134,13 @@ def _split(path: str, size: int, room: int) -> list[Piece]:
     whole = Piece.whole(path, size)
     if footprint(whole) <= room:
         return [whole]
-    # A part's name is the longer one, so measure with that.
-    overhead = footprint(Piece(path, 0, 0, size))
-    largest = (room - overhead) // ALIGNMENT * ALIGNMENT
+    # A part's name is longer than the file's, and a large part's size needs a record: measure with both.
+    longest = Piece(path, room, 0, room + size)
+    largest = (room - (footprint(longest) - room)) // ALIGNMENT * ALIGNMENT
     if largest <= 0:
         raise UsageError(f"a layer of {room} bytes has no room for any of {path}", hint="raise --max-layer")
+    if len(longest.name.rpartition("/")[2].encode()) > MAX_NAME:
+        raise UsageError(f"the name of {path} is too long for a file that is split", hint="shorten it")
     count = -(-size // largest)
     step = -(-size // count)
     step += -step % ALIGNMENT
@@ -191,21 +195,44 @@ def _keep(
 def _pack(
     pieces: Sequence[Piece], target: int, room: int, budget: int, *, spill: list[_Bin], prefer_spill: bool = False
 ) -> list[_Bin]:
-    """Balance pieces over new bins, as many as `target` asks for and `budget` allows.
+    """Balance pieces over as few new bins as `target` allows, or over `budget` of them.
 
     Pieces go into the bins of `spill` when `prefer_spill` is set, or when there is no budget for new ones. More bins
     than the budget are made rather than break `room`; the caller refuses them.
     """
+    if not pieces:
+        return []
+    order = sorted(pieces, key=lambda piece: (-piece.size, piece.path, piece.offset))
+    if spill and (prefer_spill or budget <= 0):
+        return _spill(order, room, spill)
     total = sum(footprint(piece) for piece in pieces)
-    count = min(-(-total // min(target, room)), budget) if pieces else 0
-    if prefer_spill and spill:
-        count = 0
-    fresh = [_Bin() for _ in range(count)]
-    for piece in sorted(pieces, key=lambda piece: (-piece.size, piece.path, piece.offset)):
-        candidates = [box for box in (fresh or spill) if box.used + footprint(piece) <= room]
-        if candidates:
-            min(candidates, key=lambda box: box.used).add(piece)
-        else:
-            fresh.append(_Bin())
-            fresh[-1].add(piece)
+    count = max(1, min(-(-total // min(target, room)), budget))
+    for number in range(count, budget + 1):
+        bins = _balance(order, number)
+        limit = min(target, room) if number < budget else room
+        if all(box.used <= limit or len(box.pieces) == 1 for box in bins):
+            return bins
+    return _spill(order, room, ())
+
+
+def _balance(order: Iterable[Piece], count: int) -> list[_Bin]:
+    """Each piece, longest first, into the emptiest of the bins."""
+    bins = [_Bin() for _ in range(count)]
+    emptiest = [(0, number) for number in range(count)]
+    for piece in order:
+        box = bins[emptiest[0][1]]
+        box.add(piece)
+        heapq.heapreplace(emptiest, (box.used, emptiest[0][1]))
+    return bins
+
+
+def _spill(order: Iterable[Piece], room: int, bins: Sequence[_Bin]) -> list[_Bin]:
+    """Each piece into the emptiest of the bins that there are; returns those that had to be added."""
+    fresh: list[_Bin] = []
+    for piece in order:
+        box = min((*bins, *fresh), key=lambda box: box.used, default=None)
+        if box is None or box.used + footprint(piece) > room:
+            box = _Bin()
+            fresh.append(box)
+        box.add(piece)
     return fresh

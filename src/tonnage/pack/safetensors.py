@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import struct
 from collections import Counter
-from typing import BinaryIO
+from typing import Annotated, BinaryIO
 
 import msgspec
 
+from tonnage.content.descriptor import MAX_SIZE
+from tonnage.content.manifest import JSON_ERRORS
 from tonnage.errors import InvalidContent
 
 MAX_HEADER = 100_000_000
@@ -22,9 +24,12 @@ DTYPES = {
 """safetensors names to ModelPack's names of a precision."""
 
 
+_Length = Annotated[int, msgspec.Meta(ge=0, le=MAX_SIZE)]
+
+
 class _Tensor(msgspec.Struct):
     dtype: str
-    shape: list[int]
+    shape: Annotated[list[_Length], msgspec.Meta(max_length=16)]
 
 
 def count_weights(file: BinaryIO) -> Counter[str]:
@@ -43,6 +48,6 @@ def count_weights(file: BinaryIO) -> Counter[str]:
         for raw in entries.values():
             tensor = msgspec.json.decode(raw, type=_Tensor)
             weights[DTYPES.get(tensor.dtype, tensor.dtype.lower())] += math.prod(tensor.shape)
-    except (struct.error, msgspec.MsgspecError) as error:
+    except (struct.error, *JSON_ERRORS) as error:
         raise InvalidContent(f"the safetensors header is damaged: {error}") from error
     return weights

@@ -18,12 +18,15 @@ from tonnage.content.storage import Reader
 from tonnage.content.verify import BUFFER_SIZE
 from tonnage.errors import InvalidContent, UnsafeArchive
 from tonnage.pack.files import MAX_FILES, RECORD, STAGING
-from tonnage.pack.tar import BLOCK
+from tonnage.pack.tar import BLOCK, MAX_NAME
 
 MAX_PATH = 4096
-MAX_NAME = 255
 MAX_PAX = 1 << 20
 """Bytes of one entry's PAX records or GNU long name."""
+
+_SPARSE = "GNU.sparse"
+_RECORDS = ("path", "linkpath", "size")
+"""The PAX records that we heed, beside those of sparse files; the rest is not kept, however much there is."""
 
 EntryKind = Literal["file", "folder", "symlink", "hardlink"]
 
@@ -81,7 +84,7 @@ class TarStream:
                 continue
             if info.type in (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK):
                 key = "path" if info.type == tarfile.GNUTYPE_LONGNAME else "linkpath"
-                overrides[key] = self._metadata(info).rstrip(b"\0").decode("utf-8", "surrogateescape")
+                overrides[key] = _text(self._metadata(info).rstrip(b"\0"))
                 continue
             entry = _entry(info, {**self._defaults, **overrides})
             overrides = {}
@@ -93,7 +96,7 @@ class TarStream:
                 yield entry
             for _ in self.data():
                 pass
-            self._skip(-entry.size % BLOCK)
+            self._take(-entry.size % BLOCK)
         while self._fill():
             self._ready = self._ready[:0]
 
@@ -109,7 +112,7 @@ class TarStream:
 
     def _header(self) -> tarfile.TarInfo | None:
         block = self._take(BLOCK)
-        if not block or block.count(0) == BLOCK:
+        if block.count(0) == BLOCK:
             return None
         try:
             return tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
@@ -120,20 +123,15 @@ class TarStream:
         if not 0 <= info.size <= MAX_PAX:
             raise InvalidContent(f"the archive has an extended header of {info.size} bytes")
         data = self._take(info.size)
-        self._skip(-info.size % BLOCK)
+        self._take(-info.size % BLOCK)
         return data
 
-    def _skip(self, count: int) -> None:
-        self._take(count)
-
     def _take(self, count: int) -> bytes:
-        """Exactly `count` bytes, or none at the end of the stream."""
         data = bytearray()
         while len(data) < count:
             if not self._ready and not self._fill():
-                if data:
-                    raise InvalidContent("the archive ends in the middle of a header", hint="ask its publisher")
-                break
+                # Even between two entries: without its end marker (a block of zeros), an archive has been cut.
+                raise InvalidContent("the archive ends early", hint="ask its publisher")
             piece = self._ready[: count - len(data)]
             data += piece
             self._ready = self._ready[len(piece) :]
@@ -152,8 +150,10 @@ def safe_path(name: str) -> str:
     """
     if name.startswith("/") or "\0" in name or "\\" in name or ".." in name.split("/"):
         raise UnsafeArchive(f"the archive has an entry {name[:200]!r}, which leads out of the model's folder")
+    if not _is_utf8(name):
+        raise UnsafeArchive(f"the archive has an entry {name[:200]!r}, whose name is not UTF-8")
     path = posixpath.normpath(name) if name else "."
-    if len(path) > MAX_PATH or any(len(part.encode("utf-8", "surrogateescape")) > MAX_NAME for part in path.split("/")):
+    if len(path) > MAX_PATH or any(len(part.encode()) > MAX_NAME for part in path.split("/")):
         raise UnsafeArchive(f"the archive has an entry with a name of {len(name)} characters")
     if path.split("/")[0] in (RECORD, STAGING):
         raise UnsafeArchive(f"the archive has an entry {name[:200]!r}, a name that Tonnage keeps for itself")
@@ -161,13 +161,14 @@ def safe_path(name: str) -> str:
 
 
 def _entry(info: tarfile.TarInfo, records: dict[str, str]) -> Entry:
-    name = records.get("path", info.name)
+    # An empty record takes a value back (POSIX.1-2001, "pax Extended Header Keyword Precedence").
+    name = records.get("path") or info.name
     kind = _KINDS.get(info.type)
-    if kind is None or any(key.startswith("GNU.sparse") for key in records):
+    if kind is None or _SPARSE in records:
         raise UnsafeArchive(f"the archive has an entry {name[:200]!r} that is neither a file, a folder nor a link")
     size = _size(records.get("size"), info.size)
     path = safe_path(name)
-    link = records.get("linkpath", info.linkname)
+    link = records.get("linkpath") or info.linkname
     if kind == "symlink":
         check_link(path, link)
     elif kind == "hardlink":
@@ -187,6 +188,8 @@ def check_link(path: str, target: str) -> None:
     Raises:
         UnsafeArchive: it does not.
     """
+    if not _is_utf8(target):
+        raise UnsafeArchive(f"the archive has a link {path[:200]!r} to {target[:200]!r}, which is not UTF-8")
     landing = posixpath.normpath(posixpath.join(posixpath.dirname(path), target))
     if not target or "\0" in target or target.startswith("/") or landing == ".." or landing.startswith("../"):
         raise UnsafeArchive(f"the archive has a link {path[:200]!r} to {target[:200]!r}, out of the model's folder")
@@ -194,10 +197,10 @@ def check_link(path: str, target: str) -> None:
 
 def _size(text: str | None, default: int) -> int:
     size = default
-    if text is not None:
-        if not text.isascii() or not text.isdigit():
+    if text:
+        if not text.isascii() or not text.isdigit() or len(text) > 20:
             raise InvalidContent(f"the archive has an entry of size {text[:50]!r}")
-        size = int(text[:20])
+        size = int(text)
     if not 0 <= size <= MAX_SIZE:
         raise InvalidContent(f"the archive has an entry of {size} bytes")
     return size
@@ -215,6 +218,18 @@ def _pax_records(data: bytes) -> dict[str, str]:
         key, equals, value = data[space + 1 : end - 1].partition(b"=")
         if not start < end <= len(data) or not equals or data[end - 1] != ord("\n"):
             raise InvalidContent("the archive has a damaged extended header")
-        records[key.decode("utf-8", "surrogateescape")] = value.decode("utf-8", "surrogateescape")
+        name = _text(key)
+        if name.startswith(_SPARSE):
+            records[_SPARSE] = ""
+        elif name in _RECORDS:
+            records[name] = _text(value)
         start = end
     return records
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogateescape")
+
+
+def _is_utf8(text: str) -> bool:
+    return text.isascii() or not any("\udc80" <= character <= "\udcff" for character in text)

@@ -127,8 +127,8 @@ class _Copy:
             return
         order = sorted(nodes, key=lambda node: -node.size)
         pool = ThreadPoolExecutor(min(workers, len(order)), thread_name_prefix="copy")
-        futures = [pool.submit(self.node, node) for node in order]
         try:
+            futures = [pool.submit(self.node, node) for node in order]
             wait(futures, return_when=FIRST_EXCEPTION)
         except BaseException:
             # Interrupted: whoever does that does not want to wait for a network that may be stuck.

@@ -40,7 +40,7 @@ class Retry:
             return None
         if isinstance(error, TooManyRequests) and error.retry_after is not None:
             return error.retry_after if error.retry_after <= self.patience else None
-        return min(self.limit, self.base * 2.0 ** (failures - 1)) * self.random()
+        return min(self.limit, self.base * 2.0 ** min(failures - 1, 60)) * self.random()
 
 
 NO_RETRY = Retry(attempts=1)

@@ -44,7 +44,7 @@ def test_engine_adds_the_extra(project: dict[str, Any]) -> None:
 
 
 def test_build_is_the_build_system(project: dict[str, Any]) -> None:
-    assert lines("build") == set(project["build-system"]["requires"])
+    assert lines("build") == {*project["build-system"]["requires"], "editables~=0.3"}
 
 
 def test_dev_adds_the_groups(project: dict[str, Any]) -> None:

@@ -42,7 +42,10 @@ def count_weights(file: BinaryIO) -> Counter[str]:
         (length,) = struct.unpack("<Q", file.read(8))
         if length > MAX_HEADER:
             raise InvalidContent(f"the safetensors header claims {length} bytes")
-        entries = msgspec.json.decode(file.read(length), type=dict[str, msgspec.Raw])
+        header = file.read(length)
+        if len(header) < length:
+            raise InvalidContent("the safetensors header is damaged: it ends early")
+        entries = msgspec.json.decode(header, type=dict[str, msgspec.Raw])
         entries.pop("__metadata__", None)
         weights: Counter[str] = Counter()
         for raw in entries.values():

@@ -51,7 +51,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--exit", action="store_true", help="end after the answers instead of serving on")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Both, because a shell starts background jobs with SIGINT ignored.
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, signal.default_int_handler)
     try:
         with ExitStack() as servers:
             run(servers, stay=not options.exit)
@@ -127,7 +129,9 @@ def server(*arguments: str) -> Iterator[dict[str, Any]]:
     try:
         line = first_line(process)
         if not line:
-            raise Failed(f"tonnage {arguments[0]} was not ready within {READY_TIMEOUT:.0f} seconds")
+            raise Failed(
+                f"{shlex.join(('tonnage', *arguments))} ended, or was not ready in {READY_TIMEOUT:.0f} seconds"
+            )
         print(line.decode().rstrip())
         took(start)
         yield json.loads(line)
@@ -153,7 +157,8 @@ def stop(process: subprocess.Popen[bytes]) -> None:
         process.terminate()
     try:
         process.wait(STOP_TIMEOUT)
-    except subprocess.TimeoutExpired:
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        # A second Ctrl-C means: now.
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     finally:

@@ -156,13 +156,14 @@ class Transfer(AbstractContextManager["Transfer"]):
     def _show(self) -> None:
         done = self.moved + self.skipped
         elapsed = time.monotonic() - self._start
-        amount = f"{size(done)} of {size(self.total)}, {size(self.moved / elapsed if elapsed else 0)}/s"
+        amount = size(done) + (f" of {size(self.total)}" if self.total else "")
+        amount += f", {size(self.moved / elapsed if elapsed else 0)}/s"
         if self._bar is not None:
             self._bar.update(self._task, completed=done, total=self.total or None, amount=amount)
         elif not self._output.quiet and time.monotonic() - self._last_line >= _LINE_INTERVAL:
             self._last_line = time.monotonic()
-            left = (self.total - done) * elapsed / self.moved if self.moved else 0
-            self._output.say(f"{self._doing}: {amount}, {left:.0f} s left")
+            left = f", {(self.total - done) * elapsed / self.moved:.0f} s left" if self.total and self.moved else ""
+            self._output.say(f"{self._doing}: {amount}{left}")
 
 
 def plain(text: str) -> str:

@@ -78,6 +78,7 @@ class Response:
         self.status = self._inner.status
         self.headers: http.client.HTTPMessage = self._inner.headers
         self._left = self._inner.length
+        self._broken: OSError | None = None
         if self._left == 0:
             self._finish()
 
@@ -95,7 +96,7 @@ class Response:
         if self._left == 0 or self._connection is None:
             return 0
         try:
-            count = self._inner.readinto(buffer)
+            count = self._fill(buffer)
         except (OSError, http.client.HTTPException) as error:
             self.close()
             raise translate(error, self.url) from error
@@ -124,6 +125,24 @@ class Response:
             # Both: `http.client` leaves the socket to the response when the server closes after it.
             self._inner.close()
             connection.close()
+
+    def _fill(self, buffer: memoryview) -> int:
+        """Read until `buffer` is full or the body ends. What arrived before a break is not lost with it: the break is
+        told by the next read, so that a slow line that often breaks gets on nevertheless."""
+        if self._left is None:
+            return self._inner.readinto(buffer)
+        if self._broken is not None:
+            raise self._broken
+        room = min(len(buffer), self._left)
+        count = 0
+        try:
+            while count < room and (more := self._inner.fp.readinto1(buffer[count:room])):
+                count += more
+        except OSError as error:
+            if not count:
+                raise
+            self._broken = error
+        return count
 
     def _finish(self) -> None:
         """The body is read: the connection can serve another request."""

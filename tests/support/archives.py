@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tonnage.content.descriptor import Descriptor
-from tonnage.content.mediatype import OCI_EMPTY, OCI_IMAGE_CONFIG, OCI_LAYER_TAR, OCI_MANIFEST, TITLE
+from tonnage.content.mediatype import OCI_EMPTY, OCI_IMAGE_CONFIG, OCI_LAYER_TAR, OCI_MANIFEST, ORAS_UNPACK, TITLE
 from tonnage.content.verify import opener
 from tonnage.pack.artifact import ModelArtifact, read_artifact
 from tonnage.stores.memory import MemoryStore
@@ -127,6 +127,11 @@ class Shelf:
     def tars(self, *layers: bytes) -> ModelArtifact:
         """An image of uncompressed layers."""
         return self.image(*((layer, "", layer) for layer in layers))
+
+    def folder(self, data: bytes, suffix: str) -> ModelArtifact:
+        """What ORAS pushes: one folder as one compressed archive, of whose content no digest is given."""
+        node = self.blob(data, OCI_LAYER_TAR + suffix, annotations={TITLE: "folder", ORAS_UNPACK: "true"})
+        return read_artifact(self.store, self.manifest(self.blob(b"{}", OCI_EMPTY), [node], artifactType="a/x"))
 
     def files(self, *files: tuple[str, bytes]) -> ModelArtifact:
         """What ORAS pushes: each (name, content) a layer as it is."""

@@ -4,6 +4,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+CODE := src tests bench examples
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 ARGS ?=
 
@@ -24,15 +25,15 @@ test: $(VENV)/dev.stamp model ## Run every test that needs nothing but this repo
 
 .PHONY: check
 check: $(VENV)/dev.stamp ## Formatting, lint, types, and who may import whom
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/ruff check $(CODE)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
 .PHONY: format
 format: $(VENV)/dev.stamp ## Format the code, and fix what lint can fix
-	$(BIN)/ruff check --fix .
-	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix $(CODE)
+	$(BIN)/ruff format $(CODE)
 
 .PHONY: peers
 peers: ## Build or install the real peers: oras, crane, skopeo, docker-registry

@@ -428,6 +428,8 @@ def compare(options: argparse.Namespace) -> None:
         )
         print(f"{os.cpu_count()} cores, Python {sys.version.split()[0]}, load {os.getloadavg()[0]:.1f} at the start\n")
         for title, pem in (("plain", None), ("TLS", certificate)):
+            if options.over not in (None, title.lower()):
+                continue
             with server(file, pem) as url:
                 found = rounds(names, url, options)
             table(title, size, found)
@@ -501,6 +503,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="counted rounds (default: 5)")
     parser.add_argument("--dir", default="/dev/shm", help="a folder on tmpfs (default: /dev/shm)")
     parser.add_argument("--only", help=f"some of {','.join(LABELS)}")
+    parser.add_argument("--over", choices=("plain", "tls"), help="only one of the two (default: both)")
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--certificate", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--client", help=argparse.SUPPRESS)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
-import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -169,20 +169,20 @@ except LocalError as error:
 
 
 @pytest.mark.parametrize("name", ["secret.safetensors", "folder"])
-def test_unreadable(folder: Path, name: str) -> None:
+def test_unreadable(name: str) -> None:
     """Without root's rights, in a process of its own."""
-    path = folder / name
-    if "." in name:
-        path.write_bytes(b"x" * 100)
-    else:
-        path.mkdir()
-    path.chmod(0)
-    for parent in (folder, *list(folder.parents)[:3]):
-        parent.chmod(parent.stat().st_mode | stat.S_IXOTH | stat.S_IROTH)
-    done = subprocess.run(
-        [sys.executable, "-c", UNREADABLE, folder], check=True, capture_output=True, text=True, timeout=60
-    )
-    path.chmod(0o700)
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        (Path(folder) / "config.json").write_text("{}")
+        path = Path(folder) / name
+        if "." in name:
+            path.write_bytes(b"x" * 100)
+        else:
+            path.mkdir()
+        path.chmod(0)
+        command = [sys.executable, "-c", UNREADABLE, folder]
+        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+        path.chmod(0o700)
     assert name in done.stdout
     assert "Permission denied" in done.stdout
 

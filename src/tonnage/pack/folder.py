@@ -209,13 +209,13 @@ class FolderTarget:
                 self._release()
 
     def _acquire(self) -> None:
-        self._lock = os.open(self._staging, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
+            self._lock = os.open(self._staging, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # A pull that has just finished removes the folder it held.
-            if not self._staging.exists():
-                raise BlockingIOError
-        except BlockingIOError:
+            if not os.path.samestat(os.fstat(self._lock), self._staging.stat()):
+                raise FileNotFoundError
+        except (BlockingIOError, FileNotFoundError):
+            # Held, or removed by a pull that has just finished.
             self._release()
             raise TargetOccupied(
                 f"another pull is at work in {self._staging}", hint="wait for it, or stop it"

@@ -11,6 +11,7 @@ import logging
 import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TypeVar
 
 from aiohttp import web
@@ -57,8 +58,7 @@ class Uploads:
             partial = self._partials.get(path.name)
             if partial is not None and partial.busy:
                 continue
-            self._partials.pop(path.name, None)
-            await self._run(lambda path=path: path.unlink(missing_ok=True))  # type: ignore[misc]
+            await self._forget(path)
             _log.info("upload %s expired", path.name)
         for digest in await self._run(self._storage.sweep):
             _log.info("removed %s, which no repository has", digest)
@@ -188,8 +188,12 @@ class Uploads:
             raise _unknown(partial.path.name.partition("-")[0])
 
     async def _discard(self, partial: Partial) -> None:
-        self._partials.pop(partial.path.name, None)
-        await self._run(lambda: partial.path.unlink(missing_ok=True))
+        await self._forget(partial.path)
+
+    async def _forget(self, path: Path) -> None:
+        # In this order: a request that finds the file meanwhile would remember the upload again.
+        await self._run(lambda: path.unlink(missing_ok=True))
+        self._partials.pop(path.name, None)
 
     def _headers_of(self, request: web.Request, partial: Partial) -> dict[str, str]:
         return _progress_headers(request.match_info["name"], request.match_info["upload"], partial.size)

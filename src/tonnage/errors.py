@@ -14,6 +14,7 @@ Catch `TonnageError` for all of them; the message is one line for the user: what
     |- AccessDenied              5   the registry refused our credentials, or wants some
     |- Unavailable               6   no connection, a time-out, or the server failed (worth a retry)
     |  |- Truncated                  the stream ended before its declared size
+    |  |- RangeNotServed             the server does not send the range that was asked for
     |  '- TooManyRequests            the server asked us to slow down
     |- IntegrityError            7   bytes are not the bytes that were promised
     |  |- DigestMismatch
@@ -128,6 +129,10 @@ class Unavailable(TonnageError):
 
 class Truncated(Unavailable):
     """A stream ended before its declared size."""
+
+
+class RangeNotServed(Unavailable):
+    """The server sends something other than the range that was asked for, such as the whole content."""
 
 
 class TooManyRequests(Unavailable):

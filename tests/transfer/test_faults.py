@@ -72,6 +72,30 @@ def test_connections_that_are_cut_at_random_bytes(seed: int, tmp_path: Path) -> 
     assert len([event for event in events if isinstance(event, Retrying)]) >= 5
 
 
+def test_a_registry_without_ranges_is_read_again_up_to_the_break() -> None:
+    origin = MemoryStore()
+    model = artifact(origin, sizes=(1, 1_500_000))
+    kinds = {str(node.digest): node for node in model.nodes}
+    cut: set[str] = set()
+
+    def play(request: Request, line: Line) -> None:
+        name = request.path.rpartition("/")[2]
+        node = kinds[model.root.digest if name == "v1" else name]
+        data = read_all(origin.fetch(node), node, limit=node.size)
+        count = len(data) if node.is_manifest or name in cut else len(data) // 2
+        cut.add(name)
+        line.reply(200, data[:count], {"Content-Type": node.media_type}, length=len(data))
+        if count < len(data):
+            line.close()
+
+    target = MemoryStore()
+    events: list[Event] = []
+    with wire(play) as server, closing(RegistryStore(Repository(server.host, "m"))) as source:
+        copy(source, "v1", target, ["v1"], retry=EAGER, on_event=events.append)
+    assert_same(origin, target, model)
+    assert sum(event.count for event in events if isinstance(event, Moved)) == model.size
+
+
 def test_connections_that_are_reset_and_stall() -> None:
     """Every one of them is, long before a buffer is full: what arrived counts all the same."""
     random = Random(3)

@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tonnage.errors
-from tonnage.errors import DigestMismatch, NotFound, TonnageError, TooManyRequests, Truncated, Unavailable
+from tonnage.errors import (
+    DigestMismatch,
+    NotFound,
+    RangeNotServed,
+    TonnageError,
+    TooManyRequests,
+    Truncated,
+    Unavailable,
+)
 from tonnage.transfer.retry import NO_RETRY, Retry
 
 BROKEN = Unavailable("broken")
@@ -55,7 +63,7 @@ def test_only_unavailability_is_retryable() -> None:
     kinds = [
         kind for kind in vars(tonnage.errors).values() if isinstance(kind, type) and issubclass(kind, TonnageError)
     ]
-    assert {kind for kind in kinds if kind.retryable} == {Unavailable, Truncated, TooManyRequests}
+    assert {kind for kind in kinds if kind.retryable} == {Unavailable, Truncated, RangeNotServed, TooManyRequests}
 
 
 @pytest.mark.parametrize(("asked", "delay"), [(0.0, 0.0), (17.0, 17.0), (300.0, 300.0), (301.0, None), (1e30, None)])

@@ -62,7 +62,7 @@ class RangeFetcher(Fetcher, Protocol):
 
         Raises:
             NotFound: the store does not have the content.
-            Unavailable: the store does not serve this range exactly as asked.
+            RangeNotServed: the store does not serve this range exactly as asked.
         """
         ...
 

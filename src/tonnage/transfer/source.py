@@ -9,7 +9,7 @@ from tonnage.content.descriptor import Descriptor
 from tonnage.content.manifest import MAX_MANIFEST_SIZE
 from tonnage.content.storage import Fetcher, RangeFetcher, Reader
 from tonnage.content.verify import BUFFER_SIZE, BytesReader, read_all
-from tonnage.errors import TonnageError, Truncated
+from tonnage.errors import RangeNotServed, TonnageError, Truncated
 from tonnage.transfer.events import Moved, OnEvent, Retrying
 from tonnage.transfer.retry import Retry
 
@@ -97,7 +97,9 @@ class SteadyReader:
 
     def _open(self) -> Reader:
         if self._position and isinstance(self._source, RangeFetcher):
-            return self._source.fetch_range(self._node, self._position, self._node.size - self._position)
+            # A registry without ranges sends the start once more; better than not to go on.
+            with suppress(RangeNotServed):
+                return self._source.fetch_range(self._node, self._position, self._node.size - self._position)
         reader = self._source.fetch(self._node)
         try:
             _skip(reader, self._position)

@@ -25,6 +25,7 @@ from tonnage.errors import (
     IntegrityError,
     InvalidContent,
     NotFound,
+    RangeNotServed,
     RegistryError,
     TooManyRequests,
     Unavailable,
@@ -102,7 +103,7 @@ class RegistryStore:
         # A 200 in place of a 206 is the whole blob: taken for the range, it would corrupt the file.
         if response.status != 206 or response.headers.get("Content-Range") != f"bytes {offset}-{last}/{node.size}":
             response.close()
-            raise Unavailable(f"{self.repository.host} does not serve the range {offset}-{last} of {node.digest}")
+            raise RangeNotServed(f"{self.repository.host} does not serve the range {offset}-{last} of {node.digest}")
         return self._sized(response, node, length)
 
     def resolve(self, reference: str) -> Descriptor:

@@ -31,10 +31,11 @@ CHANGES = frozenset({"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link"
 OPTIONS = PlanOptions(target=8 << 10, cap=64 << 10)
 
 
-def pull(model: PackedModel, path: Path) -> None:
+def pull(model: PackedModel, path: Path, workers: int = 1) -> None:
+    """One worker, so that the steps have an order."""
     artifact = read_artifact(model, model.artifact.index)
     with FolderTarget(path, artifact) as target:
-        copy(model, artifact.root.digest, target, ["model"], successors=artifact.successors, workers=2)
+        copy(model, artifact.root.digest, target, ["model"], successors=artifact.successors, workers=workers)
 
 
 def killed_at(model: PackedModel, path: Path, step: int) -> bool:
@@ -61,7 +62,7 @@ def killed_at(model: PackedModel, path: Path, step: int) -> bool:
 def killed_after(model: PackedModel, path: Path, seconds: float) -> bool:
     child = os.fork()
     if child == 0:
-        pull(model, path)
+        pull(model, path, workers=4)
         os._exit(0)
     time.sleep(seconds)
     os.kill(child, signal.SIGKILL)
@@ -128,7 +129,7 @@ def main(mode: str, source: Path, work: Path) -> int:
         shutil.rmtree(base)
         if not killed:
             return step
-        step += 3 if mode in ("removed", "again") else 1
+        step += 3 if mode == "again" else 1
 
 
 if __name__ == "__main__":

@@ -250,7 +250,7 @@ def packed(*names: list[str]) -> list[PackedLayer]:
 @pytest.mark.parametrize(
     ("name", "files", "layers"),
     [
-        ("sub/folder/file-{}.json", 50_000, 1),
+        ("sub/folder/file-{}.json", 20_000, 1),
         ("sub/folder/file-{}.json", 50_000, 90),
         ("😀" * 40 + "{}", 8_000, 90),
         ('"' * 100 + "{}", 8_000, 90),
@@ -258,7 +258,7 @@ def packed(*names: list[str]) -> list[PackedLayer]:
     ],
     ids=["one layer", "many layers", "wide characters", "quotes", "control characters"],
 )
-def test_50000_files_fit_a_manifest(name: str, files: int, layers: int) -> None:
+def test_any_number_of_files_fits_a_manifest(name: str, files: int, layers: int) -> None:
     """The listing of a layer is left out when it would take too much room, as a whole."""
     groups: list[list[str]] = [[] for _ in range(layers)]
     for number in range(files):
@@ -275,4 +275,4 @@ def test_50000_files_fit_a_manifest(name: str, files: int, layers: int) -> None:
 
 def test_too_many_layers_are_refused() -> None:
     with pytest.raises(InvalidContent, match="layers"):
-        universal(packed(*([f"{number}" * 60] for number in range(9000))), descriptor={}, config={})
+        universal(packed(*([f"{number}" * 99] for number in range(7000))), descriptor={}, config={})

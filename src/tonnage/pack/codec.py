@@ -59,7 +59,7 @@ class Decompressed:
 
     def __init__(self, reader: Reader, compression: str, size: int, diff_id: Digest | None) -> None:
         self._reader = reader
-        self._raw = raw = io.BufferedReader(_RawReader(reader), BUFFER_SIZE)
+        raw = io.BufferedReader(_RawReader(reader), BUFFER_SIZE)
         self._stream: _Stream
         if compression == "gzip":
             self._stream = gzip.GzipFile(fileobj=raw, mode="rb")
@@ -74,9 +74,6 @@ class Decompressed:
         """Fill some of `buffer` with uncompressed bytes; 0 at the end."""
         try:
             count = self._stream.readinto(buffer)
-            # The compressed stream is verified at its own end, which a decompressor need not look for.
-            if not count and self._raw.read(1):
-                raise InvalidContent("a compressed layer goes on after its end", hint="ask its publisher")
         except (zlib.error, gzip.BadGzipFile, EOFError, zstandard.ZstdError) as error:
             raise InvalidContent(f"a compressed layer is damaged: {error}", hint="ask its publisher") from error
         self._left -= count

@@ -231,7 +231,7 @@ class FolderTarget:
         mark = self._staging / "root"
         record = read_record(self._staging / "tree")
         self._assembled = record is not None and record.root == self._artifact.root.digest
-        if self._assembled or (mark.exists() and mark.read_text() == self._artifact.root.digest):
+        if self._assembled or (mark.exists() and mark.read_bytes() == self._artifact.root.digest.encode()):
             return
         for leftover in self._staging.iterdir():
             _remove(leftover)

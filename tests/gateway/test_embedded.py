@@ -265,4 +265,4 @@ class TestTheChild:
                 pass
 
         asyncio.run(main())
-        assert "model loaded" in (tmp_path / "engine.log").read_text()
+        assert "load_model" in (tmp_path / "engine.log").read_text()

@@ -334,7 +334,7 @@ def _handshake_error(error: OSError, url: str) -> TonnageError:
             hint="let SSL_CERT_FILE name the file of your own authority's certificate",
         )
     hint = "if it is meant to be plain HTTP, say --plain-http"
-    if isinstance(error, ssl.SSLEOFError | ConnectionResetError):
+    if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError | ConnectionResetError):
         return Unavailable(f"{host} closed the connection before TLS was set up", hint=hint)
     return RegistryError(f"{host} does not speak TLS: {getattr(error, 'reason', '') or error}", hint=hint)
 

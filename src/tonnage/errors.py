@@ -31,6 +31,8 @@ Foreign errors (OSError, http.client, aiohttp, msgspec) are translated at the se
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 Side = Literal["source", "target"]
@@ -76,6 +78,15 @@ class LocalError(TonnageError):
     """A local file or folder cannot be read or written."""
 
     exit_code = 3
+
+    @classmethod
+    @contextmanager
+    def translated(cls, action: str, path: object) -> Iterator[None]:
+        """Turns an `OSError` of the block into the error that `from_os` makes of it."""
+        try:
+            yield
+        except OSError as error:
+            raise cls.from_os(error, action, path) from error
 
     @classmethod
     def from_os(cls, error: OSError, action: str, path: object) -> LocalError:

@@ -44,7 +44,7 @@ class LayoutStore:
 
     def __init__(self, root: Path, *, create: bool = False) -> None:
         self.root = root
-        with _translated("open the layout", root):
+        with LocalError.translated("open the layout", root):
             if not (root / "oci-layout").exists():
                 if not create:
                     raise NotFound(f"{root} is not an OCI layout", hint="check the path; `tonnage pack` makes one")
@@ -89,7 +89,7 @@ class LayoutStore:
 
     def push(self, node: Descriptor, open: Opener) -> None:
         """See `Pusher.push`."""
-        with _translated("write to the layout", self.root), closing(open(0)) as reader:
+        with LocalError.translated("write to the layout", self.root), closing(open(0)) as reader:
             if node.is_manifest and node.size > MAX_MANIFEST_SIZE:
                 raise InvalidContent(f"manifest {node.digest} has {node.size} bytes")
             self._ingest(node, VerifyingReader(reader, node))
@@ -150,6 +150,7 @@ class LayoutStore:
                     written = 0
                     while written < count:
                         written += os.write(fd, buffer[written:count])
+                os.fsync(fd)
             finally:
                 os.close(fd)
             path = self._path(node.digest)
@@ -201,7 +202,7 @@ class LayoutStore:
 
     def _document(self) -> dict[str, Any]:
         path = self.root / "index.json"
-        with _translated("read", path):
+        with LocalError.translated("read", path):
             if path.stat().st_size > MAX_INDEX:
                 raise InvalidContent(f"{path} is larger than the limit of {MAX_INDEX} bytes")
             raw = path.read_bytes()
@@ -232,7 +233,7 @@ class LayoutStore:
         )
 
     def _edit(self, change: Callable[[list[Descriptor]], list[Descriptor]]) -> None:
-        with _translated("write to the layout", self.root), _locked(self.root):
+        with LocalError.translated("write to the layout", self.root), _locked(self.root):
             entries = [entry.to_dict() for entry in change(self._index())]
             # What others wrote beside the list stays.
             document = {"mediaType": OCI_INDEX, **self._document(), "manifests": entries}
@@ -284,11 +285,3 @@ def _locked(root: Path) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
-
-
-@contextmanager
-def _translated(action: str, path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise LocalError.from_os(error, action, path) from error

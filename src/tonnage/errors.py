@@ -13,6 +13,7 @@ Catch `TonnageError` for all of them; the message is one line for the user: what
     |- NotFound                  4   the tag, manifest, blob or repository does not exist
     |- AccessDenied              5   the registry refused our credentials, or wants some
     |- Unavailable               6   no connection, a time-out, or the server failed (worth a retry)
+    |  |- Unreachable                no connection could be made
     |  |- Truncated                  the stream ended before its declared size
     |  |- RangeNotServed             the server does not send the range that was asked for
     |  '- TooManyRequests            the server asked us to slow down
@@ -136,6 +137,10 @@ class Unavailable(TonnageError):
 
     exit_code = 6
     retryable = True
+
+
+class Unreachable(Unavailable):
+    """No connection could be made: nobody listens there, or the name is unknown."""
 
 
 class Truncated(Unavailable):

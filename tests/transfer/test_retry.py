@@ -15,6 +15,7 @@ from tonnage.errors import (
     TooManyRequests,
     Truncated,
     Unavailable,
+    Unreachable,
 )
 from tonnage.transfer.retry import NO_RETRY, Retry
 
@@ -63,7 +64,13 @@ def test_only_unavailability_is_retryable() -> None:
     kinds = [
         kind for kind in vars(tonnage.errors).values() if isinstance(kind, type) and issubclass(kind, TonnageError)
     ]
-    assert {kind for kind in kinds if kind.retryable} == {Unavailable, Truncated, RangeNotServed, TooManyRequests}
+    assert {kind for kind in kinds if kind.retryable} == {
+        Unavailable,
+        Unreachable,
+        Truncated,
+        RangeNotServed,
+        TooManyRequests,
+    }
 
 
 @pytest.mark.parametrize(("asked", "delay"), [(0.0, 0.0), (17.0, 17.0), (300.0, 300.0), (301.0, None), (1e30, None)])

@@ -41,7 +41,7 @@ def cp(
             digest, transfer = done.model.artifact.index.digest, done.transfer
         case ((Layout() | Repository()), Folder()):
             folder = Path(target.path).expanduser()
-            with delivery.find_artifact(source, plain_http=plain_http) as (store, artifact):
+            with delivery.find_artifact(source, output, plain_http=plain_http) as (store, artifact):
                 transfer = delivery.bring(store, artifact, folder, output, source=str(source), workers=workers)
             digest = artifact.root.digest
         case ((Layout() | Repository()), (Layout() | Repository())):

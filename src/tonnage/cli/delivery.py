@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,16 +13,19 @@ import typer
 
 from tonnage.cli.output import Output, Transfer, parse_size
 from tonnage.cli.target import Store, open_store, parse_artifact_target, reference_of, tags_of
+from tonnage.content.descriptor import Descriptor
+from tonnage.content.mediatype import OCI_LAYER_TAR
 from tonnage.content.reference import Layout, Repository, Target
-from tonnage.errors import UsageError
+from tonnage.errors import Unreachable, UsageError
 from tonnage.pack.artifact import ModelArtifact, read_artifact
 from tonnage.pack.folder import FolderTarget
-from tonnage.pack.formats import previous_layers
-from tonnage.pack.model import PackedModel, pack
+from tonnage.pack.formats import LINK_LAYER, previous_layers
+from tonnage.pack.model import PackedModel, pack, plan_folder
 from tonnage.pack.plan import PlanOptions, PreviousLayer
 from tonnage.stores.names import check_tag
 from tonnage.transfer.copy import WORKERS as DEFAULT_WORKERS
 from tonnage.transfer.copy import copy
+from tonnage.transfer.retry import Retry
 
 Base = Annotated[
     str | None,
@@ -42,6 +46,12 @@ PeerTags = Annotated[
 ]
 
 MAX_LAYER, TARGET_LAYER, MAX_LAYERS, WORKERS = "9.5GB", "4GiB", PlanOptions().max_layers, DEFAULT_WORKERS
+
+FIRST_CONTACT = Retry(attempts=3, unless=(Unreachable,))
+"""A wrong address is told at once; a registry that answers, but fails, is asked again."""
+
+LINK = Descriptor.of(LINK_LAYER, OCI_LAYER_TAR)
+"""A blob that every push needs: asking for it shows whether the target answers, and lets us in."""
 
 
 @dataclass(frozen=True)
@@ -82,11 +92,11 @@ def plan_options(*, target_layer: str, max_layer: str, max_layers: int) -> PlanO
     return options
 
 
-def base_layers(base: str | None, *, plain_http: bool | None = None) -> Sequence[PreviousLayer]:
+def base_layers(base: str | None, output: Output, *, plain_http: bool | None = None) -> Sequence[PreviousLayer]:
     """The layers of an earlier version, of which only manifests are read."""
     if base is None:
         return ()
-    with find_artifact(parse_artifact_target(base), plain_http=plain_http) as (_, artifact):
+    with find_artifact(parse_artifact_target(base), output, plain_http=plain_http) as (_, artifact):
         return previous_layers(artifact.manifest)
 
 
@@ -110,20 +120,24 @@ def publish(
     peers = [(f"{tag}-{suffix}", suffix) for tag in tags for suffix in ("modelpack", "image")] if peer_tags else []
     for tag, _ in peers:
         check_tag(tag)
+    # Before anything is made, or hashed for minutes: the folder can be packed, and the target answers.
+    plan_folder(folder, options=options, previous=previous)
     with open_store(target, plain_http=plain_http, create=True) as store:
+        FIRST_CONTACT.call("target", lambda: store.exists(LINK), on_retry=output.retrying)
         with output.progress("hashing") as hashing:
             model = pack(folder, options=options, previous=previous, on_progress=hashing.add)
         output.say(f"{len(model.files)} files in {len(model.layers)} layers: {model.artifact.index.digest}")
         with output.progress("pushing") as pushing:
             copy(model, "", store, tags, on_event=pushing.on_event, workers=workers)
         for tag, suffix in peers:
-            store.tag(model.artifact.modelpack if suffix == "modelpack" else model.artifact.image, tag)
+            node = model.artifact.modelpack if suffix == "modelpack" else model.artifact.image
+            Retry().call("target", partial(store.tag, node, tag), on_retry=output.retrying)
     return Published(model, [*tags, *(tag for tag, _ in peers)], pushing)
 
 
 @contextmanager
 def find_artifact(
-    target: Layout | Repository, *, plain_http: bool | None = None
+    target: Layout | Repository, output: Output, *, plain_http: bool | None = None
 ) -> Iterator[tuple[Store, ModelArtifact]]:
     """Open a target while the block runs, and read what it names.
 
@@ -132,20 +146,45 @@ def find_artifact(
         InvalidContent: it is not a model.
     """
     with open_store(target, plain_http=plain_http) as store:
-        yield store, read_artifact(store, store.resolve(reference_of(target)))
+        reference = reference_of(target)
+        yield (
+            store,
+            FIRST_CONTACT.call(
+                "source", lambda: read_artifact(store, store.resolve(reference)), on_retry=output.retrying
+            ),
+        )
 
 
 def bring(
-    store: Store, artifact: ModelArtifact, folder: Path, output: Output, *, source: str, workers: int = DEFAULT_WORKERS
+    store: Store,
+    artifact: ModelArtifact,
+    folder: Path,
+    output: Output,
+    *,
+    source: str,
+    workers: int = DEFAULT_WORKERS,
+    wait: bool = False,
 ) -> Transfer:
     """Copy a model from a store into a folder, where it appears when all of it is verified.
+
+    Args:
+        store: where from.
+        artifact: what was read of it.
+        folder: where to.
+        output: told about the progress.
+        source: the target string, for the folder's record.
+        workers: layers moved at a time.
+        wait: wait for another pull into the same folder.
 
     Raises:
         TonnageError: as `copy` and `FolderTarget`.
     """
     for warning in artifact.warnings:
         output.warn(warning)
-    with FolderTarget(folder, artifact, source=source) as target, output.progress("pulling") as pulling:
+    with (
+        FolderTarget(folder, artifact, source=source, wait=wait) as target,
+        output.progress("pulling") as pulling,
+    ):
         copy(
             store,
             artifact.root.digest,

@@ -7,11 +7,10 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.tree import Tree
 
 from tonnage.cli import delivery
-from tonnage.cli.output import Json, Output, Quiet, size
+from tonnage.cli.output import Json, Output, Quiet, plain, size
 from tonnage.cli.target import PlainHttp, parse_artifact_target
 from tonnage.content.mediatype import MODELPACK_MANIFEST, TITLE, is_index
 from tonnage.content.reference import Target
@@ -32,7 +31,7 @@ def inspect(
     """
     output = Output(json=json, quiet=quiet)
     target = parse_artifact_target(target_text)
-    with delivery.find_artifact(target, plain_http=plain_http) as (_, artifact):
+    with delivery.find_artifact(target, output, plain_http=plain_http) as (_, artifact):
         output.result(_data(target, artifact), lambda console: _print(console, target, artifact))
 
 
@@ -78,19 +77,20 @@ def _data(target: Target, artifact: ModelArtifact) -> Mapping[str, Any]:
 
 def _print(console: Console, target: Target, artifact: ModelArtifact) -> None:
     total = sum(layer.node.size for layer in artifact.layers)
-    tree = Tree(f"[bold]{escape(str(target))}[/]  {size(total)}  {artifact.format}")
+    tree = Tree(f"[bold]{plain(str(target))}[/]  {size(total)}  {artifact.format}")
     tree.add(f"digest    {artifact.root.digest}")
     tree.add(f"manifest  {artifact.manifest.descriptor.digest}")
     for node in artifact.also:
         platform = node.platform or {}
-        tree.add(f"also      {node.digest}  {platform.get('os', '')}/{platform.get('architecture', '')}".rstrip(" /"))
+        named = plain(f"{platform.get('os', '')}/{platform.get('architecture', '')}")
+        tree.add(f"also      {node.digest}  {named}".rstrip(" /"))
     model = tree.add("model")
     for section in ("descriptor", "config"):
         values = artifact.config.get(section)
         if isinstance(values, dict):
             for key, text in values.items():
                 shown = ", ".join(map(str, text)) if isinstance(text, list) else str(text)
-                model.add(f"{escape(str(key))}: {escape(shown)}")
+                model.add(f"{plain(str(key))}: {plain(shown)}")
     layers = tree.add(f"{len(artifact.layers)} layers")
     for layer in artifact.layers:
         _add_layer(layers, layer)
@@ -98,17 +98,17 @@ def _print(console: Console, target: Target, artifact: ModelArtifact) -> None:
     for consumer in consumers(artifact):
         reads.add(consumer)
     for warning in artifact.warnings:
-        tree.add(f"[yellow]warning:[/] {escape(warning)}")
+        tree.add(f"[yellow]warning:[/] {plain(warning)}")
     console.print(tree)
 
 
 def _add_layer(tree: Tree, layer: Layer) -> None:
-    branch = tree.add(f"{layer.node.digest.short}  {size(layer.node.size):>10}  {escape(layer.node.media_type)}")
+    branch = tree.add(f"{layer.node.digest.short}  {size(layer.node.size):>10}  {plain(layer.node.media_type)}")
     if layer.packaging == "raw":
-        branch.add(f"{size(layer.node.size):>10}  {escape(layer.path)}")
+        branch.add(f"{size(layer.node.size):>10}  {plain(layer.path)}")
     elif layer.pieces is None:
         branch.add("(does not say which files it holds)")
     else:
         for piece in layer.pieces:
             part = f"  from byte {piece.offset:,} of {piece.total:,}" if piece.is_part else ""
-            branch.add(f"{size(piece.size):>10}  {escape(piece.path)}{part}")
+            branch.add(f"{size(piece.size):>10}  {plain(piece.path)}{part}")

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from tonnage.errors import UsageError
+from tonnage.errors import TonnageError, UsageError
 from tonnage.transfer.events import Event, Moved, Planned, Retrying, Skipped
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, to standard output.")]
@@ -62,6 +62,10 @@ class Output:
     def warn(self, text: str) -> None:
         """Tell the user something that should not be missed."""
         self.err.print(f"[yellow]warning:[/] {plain(text)}")
+
+    def retrying(self, error: TonnageError, delay: float) -> None:
+        """Tell the user that something failed and is tried again, in so many seconds."""
+        self.say(f"{error.message}; trying again in {delay:.1f} s")
 
     def result(self, data: Mapping[str, Any], prose: Callable[[Console], None]) -> None:
         """The command's result: `data` as one line of JSON, or what `prose` prints."""
@@ -132,7 +136,7 @@ class Transfer(AbstractContextManager["Transfer"]):
             case Moved(_, count):
                 self.add(count)
             case Retrying(_, error, delay):
-                self._output.say(f"{error.message}; trying again in {delay:.1f} s")
+                self._output.retrying(error, delay)
             case _:
                 pass
 

@@ -39,7 +39,9 @@ def pack(
     output = Output(json=json, quiet=quiet)
     options = delivery.plan_options(target_layer=target_layer, max_layer=max_layer, max_layers=max_layers)
     if plan:
-        files, layers = plan_folder(folder, options=options, previous=delivery.base_layers(base, plain_http=plain_http))
+        files, layers = plan_folder(
+            folder, options=options, previous=delivery.base_layers(base, output, plain_http=plain_http)
+        )
         total = sum(file.size for file in files)
         output.result(
             {
@@ -64,7 +66,7 @@ def pack(
     target = parse_artifact_target(output_target)
     if not isinstance(target, Layout):
         raise UsageError(f"{output_target!r} is not a layout", hint=f"use: tonnage push {folder} {output_target}")
-    previous = delivery.base_layers(base, plain_http=plain_http)
+    previous = delivery.base_layers(base, output, plain_http=plain_http)
     done = delivery.publish(folder, target, output, options=options, previous=previous, peer_tags=peer_tags)
     output.result(
         done.to_dict(target), lambda console: console.print(f"packed {target}: {done.transfer}", markup=False)

@@ -30,7 +30,7 @@ def pull(
     """
     output = Output(json=json, quiet=quiet)
     target = parse_artifact_target(target_text)
-    with delivery.find_artifact(target, plain_http=plain_http) as (store, artifact):
+    with delivery.find_artifact(target, output, plain_http=plain_http) as (store, artifact):
         transfer = delivery.bring(store, artifact, folder, output, source=str(target), workers=workers)
     output.result(
         {

@@ -36,7 +36,7 @@ def push(
         target,
         output,
         options=delivery.plan_options(target_layer=target_layer, max_layer=max_layer, max_layers=max_layers),
-        previous=delivery.base_layers(base, plain_http=plain_http),
+        previous=delivery.base_layers(base, output, plain_http=plain_http),
         peer_tags=peer_tags,
         plain_http=plain_http,
         workers=workers,

@@ -14,6 +14,7 @@ from tonnage.cli.output import Json, Output, Quiet
 from tonnage.cli.target import CacheOption, PlainHttp, node_cache, parse_any_target
 from tonnage.content.reference import Folder, Layout, Target
 from tonnage.errors import LocalError, UsageError
+from tonnage.pack.folder import holds
 
 if TYPE_CHECKING:
     from tonnage.gateway.server import Server
@@ -86,9 +87,13 @@ def local_model(target: Target, output: Output, *, cache: Path | None = None, pl
     """
     if isinstance(target, Folder):
         return Path(target.path).expanduser()
-    with delivery.find_artifact(target, plain_http=plain_http) as (store, artifact):
+    if target.digest and holds(folder := node_cache(cache).model_folder(target.digest), target.digest):
+        # Named by digest, it is known without asking the registry, which may be down.
+        output.say(f"{target} was in the cache")
+        return folder
+    with delivery.find_artifact(target, output, plain_http=plain_http) as (store, artifact):
         folder = node_cache(cache).model_folder(artifact.root.digest)
-        transfer = delivery.bring(store, artifact, folder, output, source=str(target))
+        transfer = delivery.bring(store, artifact, folder, output, source=str(target), wait=True)
     output.say(f"{target} is in the cache, verified: {transfer}" if transfer.moved else f"{target} was in the cache")
     return folder
 
@@ -96,7 +101,7 @@ def local_model(target: Target, output: Output, *, cache: Path | None = None, pl
 def model_name(target: Target) -> str:
     """What clients call a model, if the user does not say."""
     if isinstance(target, Folder | Layout):
-        return Path(target.path).expanduser().resolve().stem or "model"
+        return Path(target.path).expanduser().resolve().name.removesuffix(".gguf") or "model"
     return target.name.rpartition("/")[2]
 
 

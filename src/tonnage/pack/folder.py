@@ -22,6 +22,7 @@ from pathlib import Path
 import msgspec
 
 from tonnage.content.descriptor import Descriptor
+from tonnage.content.digest import Digest
 from tonnage.content.storage import Opener
 from tonnage.content.verify import VerifyingReader
 from tonnage.errors import LocalError, StorageFull, TargetOccupied
@@ -53,16 +54,19 @@ class FolderTarget:
         path: where the model shall appear.
         artifact: what is pulled.
         source: the target string it is pulled from, for the record.
+        wait: wait for another pull that is at work in the folder, instead of refusing.
 
     Raises (on entry):
         TargetOccupied: the folder holds something else, or another pull is at work in it.
+        LocalError: what an earlier pull has left there belongs to another user.
         StorageFull: the model does not fit on the disk.
     """
 
-    def __init__(self, path: Path, artifact: ModelArtifact, *, source: str = "") -> None:
+    def __init__(self, path: Path, artifact: ModelArtifact, *, source: str = "", wait: bool = False) -> None:
         self.path = path
         self._artifact = artifact
         self._source = source
+        self._wait = wait
         self._layers: dict[str, list[Layer]] = {}
         for layer in artifact.layers:
             # Several, where two files are the same and each is a raw layer.
@@ -78,8 +82,7 @@ class FolderTarget:
                 self._tidy()
                 return self
             self._staging = Staging(self._choose_staging())
-            self._staging.path.mkdir(parents=True, exist_ok=True)
-            self._acquire()
+            self._open_staging()
             try:
                 # Again, now that nobody else is at work: another pull may have finished meanwhile.
                 if self._look():
@@ -97,15 +100,15 @@ class FolderTarget:
 
     def exists(self, node: Descriptor) -> bool:
         """Whether a layer is verified and staged; anything, when the folder has the whole model already."""
-        return (
-            self._complete or self._assembled or (node.digest in self._layers and self._staging.items(node) is not None)
-        )
+        return self._complete or self._assembled or (node.digest in self._layers and self._staging.holds(node))
 
     def push(self, node: Descriptor, open: Opener) -> None:
         """Unpack a layer into the staging folder. The artifact's own document holds no files and is not kept."""
         layers = self._layers.get(node.digest)
         if layers is None:
             return
+        if self._lock < 0:
+            raise LocalError(f"the pull into {self.path} is over")
         with LocalError.translated("write", self.path), closing(VerifyingReader(open(0), node)) as reader:
             self._staging.unpack(layers, reader)
 
@@ -126,7 +129,7 @@ class FolderTarget:
         Raises:
             TargetOccupied: it holds something else.
         """
-        self._complete = _is_complete(self.path, self._artifact.root)
+        self._complete = holds(self.path, self._artifact.root.digest)
         if not self._complete:
             self._check_occupied()
         return self._complete
@@ -176,10 +179,29 @@ class FolderTarget:
                     shutil.rmtree(staging, ignore_errors=True)
                 self._release()
 
+    def _open_staging(self) -> None:
+        self._staging.path.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            with suppress(FileExistsError):
+                self._staging.path.mkdir(mode=0o700)
+            try:
+                self._acquire()
+            except TargetOccupied:
+                # Removed, while we waited for it, by the pull that held it.
+                if not self._wait:
+                    raise
+                continue
+            break
+        try:
+            self._staging.check_owner()
+        except BaseException:
+            self._release()
+            raise
+
     def _acquire(self) -> None:
         try:
-            self._lock = os.open(self._staging.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock = os.open(self._staging.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | (0 if self._wait else fcntl.LOCK_NB))
             if not os.path.samestat(os.fstat(self._lock), self._staging.path.stat()):
                 raise FileNotFoundError
         except (BlockingIOError, FileNotFoundError):
@@ -238,17 +260,14 @@ def read_record(folder: Path) -> Record | None:
         return None
 
 
-def _is_complete(folder: Path, root: Descriptor) -> bool:
+def holds(folder: Path, root: Digest) -> bool:
+    """Whether a folder has all files of the artifact with that digest, by their sizes."""
     record = read_record(folder)
-    if record is None or record.root != root.digest:
+    if record is None or record.root != root:
         return False
-    for path, size in record.files.items():
-        try:
-            if (folder / path).stat().st_size != size:
-                return False
-        except OSError:
-            return False
-    return True
+    with suppress(OSError):
+        return all((folder / path).stat().st_size == size for path, size in record.files.items())
+    return False
 
 
 def _others(folder: Path) -> list[str]:

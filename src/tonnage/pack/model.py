@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -76,7 +78,7 @@ def pack(
     *,
     options: PlanOptions | None = None,
     previous: Sequence[PreviousLayer] = (),
-    workers: int = 2,
+    workers: int | None = None,
     on_progress: Progress = lambda _: None,
 ) -> PackedModel:
     """Plan a folder's layers and compute their digests, which takes one pass over the files.
@@ -85,7 +87,7 @@ def pack(
         folder: the model's files.
         options: limits of the plan.
         previous: layers of the version to stay close to.
-        workers: layers hashed at a time; SHA-256 of one layer is serial.
+        workers: layers hashed at a time, since SHA-256 of one is serial; the number of processors by default.
         on_progress: told about hashed bytes.
 
     Raises:
@@ -95,25 +97,33 @@ def pack(
     files, planned = plan_folder(folder, options=options, previous=previous)
     by_path = {file.path: file for file in files}
 
+    stop = threading.Event()
+
     def hash_layer(layer: PlannedLayer) -> PackedLayer:
         layout = TarLayout(layer.pieces)
-        digest = _digest(TarReader(layout, by_path), on_progress)
+        digest = _digest(TarReader(layout, by_path), on_progress, stop)
         return PackedLayer(layer.kind, layout, layer.pieces, digest)
 
     # Largest first, so that no long layer is left for the end.
     order = sorted(range(len(planned)), key=lambda number: -planned[number].size)
-    with ThreadPoolExecutor(workers, thread_name_prefix="hash") as pool:
-        hashed = dict(zip(order, pool.map(hash_layer, [planned[number] for number in order]), strict=True))
+    with ThreadPoolExecutor(workers or os.cpu_count() or 1, thread_name_prefix="hash") as pool:
+        try:
+            results = list(pool.map(hash_layer, [planned[number] for number in order]))
+        except BaseException:
+            # One failed, or the user gave up: the others need not go on for minutes.
+            stop.set()
+            raise
+    hashed = dict(zip(order, results, strict=True))
     layers = [hashed[number] for number in range(len(planned))]
     descriptor, config = describe(files)
     return PackedModel(universal(layers, descriptor=descriptor, config=config), layers, files)
 
 
-def _digest(reader: TarReader, on_progress: Progress) -> Digest:
+def _digest(reader: TarReader, on_progress: Progress, stop: threading.Event) -> Digest:
     state = hashlib.sha256()
     buffer = memoryview(bytearray(BUFFER_SIZE))
     with closing(reader):
-        while count := reader.readinto(buffer):
+        while not stop.is_set() and (count := reader.readinto(buffer)):
             state.update(buffer[:count])
             on_progress(count)
     return Digest.from_hash(state)

@@ -18,6 +18,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from uuid import uuid4
 
 import msgspec
 
@@ -46,6 +47,19 @@ class Staging:
         self.tree = path / "tree"
         self._mark = path / "root"
 
+    def check_owner(self) -> None:
+        """Check that the folder is ours: a file that we make there has its owner (users may be mapped on a volume).
+
+        Raises:
+            LocalError: somebody else made it, and could have put anything into it.
+        """
+        probe = self.path / f".{uuid4().hex}"
+        probe.touch(mode=0o600)
+        owner = probe.stat().st_uid
+        probe.unlink()
+        if owner != self.path.stat().st_uid:
+            raise LocalError(f"{self.path} belongs to another user", hint="remove it, then run the command again")
+
     # --- which artifact it is of
 
     def bind(self, root: Descriptor) -> None:
@@ -72,6 +86,18 @@ class Staging:
             return msgspec.json.decode(self._note(node).read_bytes(), type=list[Item])
         except (FileNotFoundError, *JSON_ERRORS):
             return None
+
+    def holds(self, node: Descriptor) -> bool:
+        """Whether a layer is verified, and its files are still there, by their sizes."""
+        items = self.items(node)
+        return items is not None and all(self._is_there(node, item) for item in items if item.kind == "file")
+
+    def _is_there(self, node: Descriptor, item: Item) -> bool:
+        for path in (self._source(node.digest.hex, item), self.tree / item.path):
+            with suppress(OSError):
+                size = path.lstat().st_size
+                return size >= item.offset + item.size if item.is_part else size == item.size
+        return False
 
     def unpack(self, layers: Sequence[Layer], reader: Reader) -> None:
         """Unpack a layer, and note it once `reader`, which verifies, has reached its end.

@@ -16,10 +16,10 @@ from typing import TypeVar
 from tonnage.content import graph
 from tonnage.content.descriptor import Descriptor
 from tonnage.content.storage import Fetcher, Source, Target
-from tonnage.errors import Side, TonnageError
+from tonnage.errors import Side
 from tonnage.transfer.events import Copied, OnEvent, Planned, Retrying, Skipped, Started
-from tonnage.transfer.retry import Retry
-from tonnage.transfer.source import ManifestCache, SteadyReader, Stopped
+from tonnage.transfer.retry import Retry, Stopped
+from tonnage.transfer.source import ManifestCache, SteadyReader
 
 _T = TypeVar("_T")
 
@@ -37,7 +37,7 @@ def copy(
     tags: Sequence[str] = (),
     *,
     successors: graph.Successors = graph.successors,
-    check: Callable[[Fetcher, Descriptor], None] | None = None,
+    check: Callable[[Source, Descriptor], None] | None = None,
     before: Hook | None = None,
     after: Hook | None = None,
     on_event: OnEvent = lambda _: None,
@@ -68,7 +68,7 @@ def copy(
     run = _Copy(source, target, before, after, on_event, retry or Retry())
     root = run.on("source", lambda: source.resolve(reference))
     if check is not None:
-        check(run.manifests, root)
+        run.on("source", partial(check, source, root))
     if run.on("target", lambda: target.exists(root)):
         on_event(Planned((root,)))
         on_event(Skipped(root))
@@ -103,23 +103,11 @@ class _Copy:
         self._retry = retry
         self._stop = threading.Event()
 
-    def on(self, side: Side, action: Callable[[], _T]) -> _T:
-        """Do something with one of the stores, with retries; its errors say which store it was."""
-        failures = 0
-        while True:
-            try:
-                return action()
-            except TonnageError as error:
-                failures += 1
-                # A reader has tried again itself before it gives up.
-                delay = None if error.side == "source" != side else self._retry.delay(failures, error)
-                error.side = error.side or side
-                if delay is None:
-                    raise
-                self._on_event(Retrying(None, error, delay))
-                self._retry.wait(delay, self._stop)
-                if self._stop.is_set():
-                    raise Stopped("stopped") from None
+    def on(self, side: Side, action: Callable[[], _T], node: Descriptor | None = None) -> _T:
+        """Do something with one of the stores, with retries."""
+        return self._retry.call(
+            side, action, on_retry=lambda error, delay: self._on_event(Retrying(node, error, delay)), stop=self._stop
+        )
 
     def blobs(self, nodes: Sequence[Descriptor], workers: int) -> None:
         """Copy blobs in parallel; the first failure stops the others."""
@@ -150,7 +138,7 @@ class _Copy:
         if self._before is not None:
             self._before(node)
         self._on_event(Started(node))
-        self.on("target", lambda: self._push(node))
+        self.on("target", lambda: self._push(node), node)
         if self._after is not None:
             self._after(node)
         self._on_event(Copied(node))

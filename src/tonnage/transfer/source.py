@@ -11,11 +11,7 @@ from tonnage.content.storage import Fetcher, RangeFetcher, Reader
 from tonnage.content.verify import BUFFER_SIZE, BytesReader, read_all
 from tonnage.errors import RangeNotServed, TonnageError, Truncated
 from tonnage.transfer.events import Moved, OnEvent, Retrying
-from tonnage.transfer.retry import Retry
-
-
-class Stopped(TonnageError):
-    """Another part of the copy failed, so this one ends too; never seen by callers."""
+from tonnage.transfer.retry import Retry, Stopped
 
 
 class ManifestCache:

@@ -21,7 +21,7 @@ from urllib.parse import urljoin, urlsplit
 from tonnage import __version__
 from tonnage.content.storage import Opener
 from tonnage.content.verify import BUFFER_SIZE
-from tonnage.errors import IntegrityError, RegistryError, TonnageError, Truncated, Unavailable
+from tonnage.errors import IntegrityError, RegistryError, TonnageError, Truncated, Unavailable, Unreachable
 
 USER_AGENT = f"tonnage/{__version__}"
 MAX_REDIRECTS = 5
@@ -321,7 +321,8 @@ def translate(error: Exception, url: str) -> TonnageError:
     }
     for kind, (what, hint) in known.items():
         if isinstance(error, kind):
-            return Unavailable(f"{host} {what}", hint=hint)
+            unreachable = kind in (ConnectionRefusedError, socket.gaierror, UnicodeError)
+            return (Unreachable if unreachable else Unavailable)(f"{host} {what}", hint=hint)
     return Unavailable(f"the connection to {host} broke: {error}", hint="the command can be run again")
 
 

@@ -9,13 +9,19 @@ import signal
 import socket
 import subprocess
 import sys
+from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
 
 import tonnage as package
 from cli.command import Done, Tonnage, tree
+from stores.wire import Line, Request, wire
 from support.gateways import gateway
+from tonnage.cli.output import Output
+from tonnage.cli.serve import local_model, model_name
+from tonnage.cli.target import parse_any_target
+from tonnage.content.reference import Folder, Layout, Repository
 from tonnage.gateway.engines.scripted import ScriptedEngine
 from tonnage.gateway.options import with_engine
 
@@ -295,3 +301,75 @@ def test_a_conversation(tonnage: Tonnage) -> None:
         }
         assert tonnage("chat", url, "-m", "hello").out == "hello\n"
         assert "unknown" in tonnage("chat", url, "-m", "hello", "--model", "unknown").problem
+
+
+def test_ctrl_c_ends_hashing_at_once(tmp_path: Path) -> None:
+    """A layer may take minutes; what was hashed so far is of no use, so nobody should wait for the rest."""
+    (tmp_path / "big").mkdir()
+    for number in range(2):
+        with (tmp_path / "big" / f"{number}.safetensors").open("wb") as file:
+            file.truncate(1 << 40)
+    arguments = command("pack", tmp_path / "big", "-o", "oci:out:v1", "--max-layer", "2TiB", "--target-layer", "1TiB")
+    with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        # The first line of progress says that hashing is under way.
+        assert "hashing" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=20)
+    assert process.returncode == 130
+
+
+def test_a_registry_that_fails_once_is_asked_again(tonnage: Tonnage, model: Path, registry: str) -> None:
+    tonnage("push", model, f"{registry}/a:v1")
+    failed: set[str] = set()
+
+    def play(request: Request, line: Line) -> None:
+        connection = HTTPConnection(registry)
+        connection.request(request.method, request.path)
+        answer = connection.getresponse()
+        data = answer.read()
+        connection.close()
+        if request.path not in failed:
+            failed.add(request.path)
+            line.reply(503, b"")
+        else:
+            line.reply(answer.status, data, {"Content-Type": answer.headers["Content-Type"]})
+
+    with wire(play) as server:
+        done = tonnage("pull", f"{server.host}/a:v1", "copy")
+    assert done.code == 0, done.err
+    assert "trying again" in done.err
+    assert (Path("copy") / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [
+        (Folder("/models/llama-3.1"), "llama-3.1"),
+        (Folder("/models/SmolLM2-1.7B.gguf"), "SmolLM2-1.7B"),
+        (Layout("/models/llama-3.1", "v1"), "llama-3.1"),
+        (Repository("h:1", "a/llama-3.1", "v1"), "llama-3.1"),
+    ],
+)
+def test_a_served_model_is_named_after_where_it_is(target: Folder | Layout | Repository, name: str) -> None:
+    assert model_name(target) == name
+
+
+def test_a_model_in_the_cache_needs_no_registry_when_named_by_digest(
+    tonnage: Tonnage, model: Path, registry: str, tmp_path: Path
+) -> None:
+    pushed = tonnage("push", model, f"{registry}/a:v1", "--json").json
+    target = parse_any_target(f"{registry}/a@{pushed['digest']}")
+    assert isinstance(target, Repository)
+    folder = local_model(target, Output(quiet=True), cache=tmp_path / "cache")
+    gone = Repository("127.0.0.1:1", "a", None, target.digest)
+    assert local_model(gone, Output(quiet=True), cache=tmp_path / "cache") == folder
+
+
+def test_names_from_outside_do_not_reach_the_terminal_raw(tonnage: Tonnage, tmp_path: Path) -> None:
+    (tmp_path / "evil").mkdir()
+    (tmp_path / "evil" / "\x1b[31mred.json").write_text("{}")
+    tonnage("pack", tmp_path / "evil", "-o", "oci:out:v1")
+    done = tonnage("inspect", "oci:out:v1")
+    assert "red.json" in done.out
+    assert "\x1b" not in done.out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import subprocess
@@ -91,11 +92,13 @@ def artifact_of(model: PackedModel) -> ModelArtifact:
     return read_artifact(model, model.artifact.index)
 
 
-def pull(model: PackedModel, path: Path, *, source: Counted | None = None, workers: int = 1) -> Sequence[str]:
+def pull(
+    model: PackedModel, path: Path, *, source: Counted | None = None, workers: int = 1, wait: bool = False
+) -> Sequence[str]:
     """Pull, and say which blobs were fetched."""
     artifact = artifact_of(model)
     source = source or Counted(model)
-    with FolderTarget(path, artifact, source="host/m:1") as target:
+    with FolderTarget(path, artifact, source="host/m:1", wait=wait) as target:
         copy(
             source,
             artifact.root.digest,
@@ -334,6 +337,64 @@ def test_a_damaged_note_is_no_note(tmp_path: Path, model: PackedModel) -> None:
     notes[1].write_bytes(b"\0" * 50)
     assert len(pull(model, path)) == len(model.layers) - 1
     assert_whole(path)
+
+
+@pytest.mark.parametrize("size", [0, 7])
+def test_a_note_whose_file_was_lost_is_no_note(tmp_path: Path, model: PackedModel, size: int) -> None:
+    """As after a power failure, on a disk that lies about what it has written."""
+    interrupt(model, tmp_path / "out", blobs=5)
+    staging = tmp_path / f".out{STAGING}"
+    staged = [path for path in staging.rglob("*.[gs]*[fs]") if path.is_file()]
+    assert {path.relative_to(staging).parts[0] for path in staged} == {"layers", "parts"}
+    for path in staged:
+        os.truncate(path, size)
+    pull(model, tmp_path / "out")
+    assert_whole(tmp_path / "out")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make another user's folder")
+def test_the_staging_folder_of_another_user_is_refused(tmp_path: Path, model: PackedModel) -> None:
+    """Its tree says that it is the whole model, and is not."""
+    staging = tmp_path / f".out{STAGING}"
+    record = {"root": model.artifact.index.digest, "manifest": "x", "source": "x", "files": {"config.json": 4}}
+    write(staging, {"tree/config.json": b"evil", f"tree/{RECORD}": json.dumps(record).encode()})
+    staging.chmod(0o777)
+    os.chown(staging, 65534, 65534)
+    with pytest.raises(LocalError, match="belongs to another user"):
+        pull(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_others_cannot_look_into_the_staging_folder(tmp_path: Path, model: PackedModel) -> None:
+    interrupt(model, tmp_path / "out", blobs=1)
+    assert (tmp_path / f".out{STAGING}").stat().st_mode & 0o077 == 0
+    pull(model, tmp_path / "out")
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o777 & ~_umask()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_a_pull_can_wait_for_another(tmp_path: Path, model: PackedModel) -> None:
+    artifact = artifact_of(model)
+    with ThreadPoolExecutor(1) as pool:
+        with FolderTarget(tmp_path / "out", artifact) as first:
+            second = pool.submit(pull, model, tmp_path / "out", wait=True)
+            copy(model, "", first, ["model"], successors=artifact.successors)
+        assert second.result(60) == []
+    assert_whole(tmp_path / "out")
+
+
+def test_a_pull_that_is_over_takes_no_more_layers(tmp_path: Path, model: PackedModel) -> None:
+    artifact = artifact_of(model)
+    with FolderTarget(tmp_path / "out", artifact) as target:
+        pass
+    node = artifact.layers[0].node
+    with pytest.raises(LocalError, match="is over"):
+        target.push(node, lambda offset: model.fetch_range(node, offset, node.size - offset))
 
 
 def test_the_leftovers_of_another_artifact_are_dropped(tmp_path: Path, model: PackedModel, other: PackedModel) -> None:

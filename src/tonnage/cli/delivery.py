@@ -47,7 +47,7 @@ PeerTags = Annotated[
 
 MAX_LAYER, TARGET_LAYER, MAX_LAYERS, WORKERS = "9.5GB", "4GiB", PlanOptions().max_layers, DEFAULT_WORKERS
 
-FIRST_CONTACT = Retry(attempts=3, unless=(Unreachable,))
+FIRST_CONTACT = Retry(attempts=4, base=0.25, unless=(Unreachable,))
 """A wrong address is told at once; a registry that answers, but fails, is asked again."""
 
 LINK = Descriptor.of(LINK_LAYER, OCI_LAYER_TAR)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -65,6 +66,79 @@ def test_what_fails_leaves_no_file(store: LayoutStore) -> None:
     with pytest.raises(TonnageError):
         store.push(NODE, opener(BLOB[:-1]))
     assert sorted(store.root.rglob("*")) == before
+
+
+BLOCKED_PUSH = """
+import sys
+from pathlib import Path
+from tonnage.content.descriptor import Descriptor
+from tonnage.stores.layout import LayoutStore
+
+class Blocked:
+    started = False
+    def readinto(self, buffer):
+        if self.started:
+            print("writing", flush=True)
+            sys.stdin.read()
+        self.started = True
+        buffer[:5] = b"bytes"
+        return 5
+    def close(self): pass
+
+LayoutStore(Path(sys.argv[1])).push(Descriptor.of(bytes(99), "a/b"), lambda _: Blocked())
+"""
+
+
+def ingests(store: LayoutStore) -> list[Path]:
+    return sorted(store.root.glob(".ingest-*"))
+
+
+def test_what_a_killed_writer_leaves_is_removed_by_the_next(store: LayoutStore) -> None:
+    command = [sys.executable, "-c", BLOCKED_PUSH, str(store.root)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
+        try:
+            assert writer.stdout is not None
+            assert writer.stdout.readline() == b"writing\n"
+            (held,) = ingests(store)
+            LayoutStore(store.root, create=True).push(NODE, opener(BLOB))
+            assert ingests(store) == [held], "its writer lives"
+        finally:
+            writer.kill()
+    assert ingests(store) == [held]
+    LayoutStore(store.root)
+    assert ingests(store) == [held], "a reader removes nothing"
+    LayoutStore(store.root).push(NODE, opener(BLOB))
+    assert ingests(store) == []
+
+
+def test_opening_to_write_removes_what_is_abandoned(store: LayoutStore) -> None:
+    (store.root / ".ingest-old").write_bytes(b"part")
+    (store.root / ".ingest-folder").mkdir()
+    (store.root / ".ingest-link").symlink_to(store.root / "index.json")
+    LayoutStore(store.root, create=True)
+    assert [path.name for path in ingests(store)] == [".ingest-folder", ".ingest-link"]
+    assert index_of(store)["manifests"] == []
+
+
+def test_a_file_that_was_taken_for_abandoned_before_its_lock(
+    store: LayoutStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process may look at the file between its creation and its lock."""
+    lock = fcntl.flock
+    removed: list[Path] = []
+
+    def late(fd: int, operation: int) -> None:
+        if not removed:
+            removed.extend(ingests(store))
+            removed[0].unlink()
+        lock(fd, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    store._swept = True
+    store.push(NODE, opener(BLOB))
+    assert len(removed) == 1
+    assert read_all(store.fetch(NODE), NODE, limit=len(BLOB)) == BLOB
+    assert ingests(store) == []
 
 
 def test_an_empty_reference_names_the_only_entry(store: LayoutStore) -> None:

@@ -28,6 +28,8 @@ MAX_INDEX = 64 << 20
 """Bytes of an `index.json`; a layout can hold many models."""
 
 _MAX_MARKER = 4096
+_INGEST = ".ingest-"
+"""Begins the name of a blob that is being written; its writer holds a lock on it as long as it lives."""
 
 
 class LayoutStore:
@@ -44,12 +46,15 @@ class LayoutStore:
 
     def __init__(self, root: Path, *, create: bool = False) -> None:
         self.root = root
+        self._swept = False
         with LocalError.translated("open the layout", root):
             if not (root / "oci-layout").exists():
                 if not create:
                     raise NotFound(f"{root} is not an OCI layout", hint="check the path; `tonnage pack` makes one")
                 self._create()
             self._check_version()
+            if create:
+                self._sweep()
 
     def fetch(self, node: Descriptor) -> Reader:
         """See `Fetcher.fetch`."""
@@ -92,6 +97,7 @@ class LayoutStore:
         with LocalError.translated("write to the layout", self.root), closing(open(0)) as reader:
             if node.is_manifest and node.size > MAX_MANIFEST_SIZE:
                 raise InvalidContent(f"manifest {node.digest} has {node.size} bytes")
+            self._sweep()
             self._ingest(node, VerifyingReader(reader, node))
 
     def tag(self, node: Descriptor, reference: str) -> None:
@@ -141,24 +147,23 @@ class LayoutStore:
 
     def _ingest(self, node: Descriptor, reader: VerifyingReader) -> None:
         """Write beside the blobs, and rename when verified."""
-        temporary = self.root / f".ingest-{uuid4().hex}"
-        buffer = memoryview(bytearray(BUFFER_SIZE))
-        try:
-            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-            try:
-                while count := reader.readinto(buffer):
-                    written = 0
-                    while written < count:
-                        written += os.write(fd, buffer[written:count])
-                os.fsync(fd)
-            finally:
-                os.close(fd)
-            path = self._path(node.digest)
+        path = self._path(node.digest)
+        with _ingest_file(self.root) as (temporary, fd):
+            buffer = memoryview(bytearray(BUFFER_SIZE))
+            while count := reader.readinto(buffer):
+                written = 0
+                while written < count:
+                    written += os.write(fd, buffer[written:count])
+            os.fsync(fd)
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary.replace(path)
-        finally:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
+
+    def _sweep(self) -> None:
+        """Once, remove what writers that were killed have left: files of blobs that nobody holds any more."""
+        if not self._swept:
+            for path in self.root.glob(f"{_INGEST}*"):
+                _remove_abandoned(path)
+            self._swept = True
 
     def _small_blobs(self) -> Iterator[bytes]:
         for algorithm in HEX_LENGTH:
@@ -264,6 +269,46 @@ class _FileReader:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+@contextmanager
+def _ingest_file(root: Path) -> Iterator[tuple[Path, int]]:
+    """A new file to write a blob to, locked so that nobody takes it for abandoned; removed if it is still there."""
+    path, fd = _new_locked(root)
+    try:
+        yield path, fd
+    finally:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+        os.close(fd)  # last: the lock ends with it
+
+
+def _new_locked(root: Path) -> tuple[Path, int]:
+    """Between its creation and its lock a file looks abandoned; if it was removed in that moment, take another."""
+    while True:
+        path = root / f"{_INGEST}{uuid4().hex}"
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            removed = not os.fstat(fd).st_nlink
+        except BaseException:
+            os.close(fd)
+            path.unlink(missing_ok=True)
+            raise
+        if not removed:
+            return path, fd
+        os.close(fd)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove a file that nobody holds a lock on. One that cannot be removed stays: it costs space, nothing else."""
+    with suppress(OSError):
+        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+        finally:
+            os.close(fd)
 
 
 def _write_atomic(path: Path, data: bytes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ import pytest
 
 from support.models import small_model
 from tonnage.errors import EngineError, Unavailable, UsageError
+from tonnage.gateway.engines import embedded
 from tonnage.gateway.engines.embedded import EmbeddedEngine, find_gguf, pause_after
 from tonnage.gateway.engines.engine import Timeouts
 from tonnage.gateway.engines.http import HttpEngine
@@ -132,6 +134,101 @@ async def say(engine: EmbeddedEngine) -> int:
     async with engine.open(CHAT, body, headers={}, timeouts=TIMEOUTS) as answer:
         await answer.read()
         return answer.status
+
+
+@pytest.fixture
+def empty_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model for a child without llama.cpp, which says a lot on standard error before it says that it is up."""
+    script = tmp_path / "child.py"
+    script.write_text(
+        "import sys\n"
+        "sys.stdin.readline()\n"
+        "sys.stderr.write('loading...\\n' * 100_000)\n"
+        "sys.stderr.flush()\n"
+        'print(\'{"url": "http://127.0.0.1:1"}\', flush=True)\n'
+        "sys.stdin.read()\n"
+    )
+    monkeypatch.setattr(embedded, "_CHILD", script)
+    gguf(tmp_path, "model.gguf")
+    return tmp_path / "model.gguf"
+
+
+class Closed(io.BytesIO):
+    """A sink that has taken nothing since it was closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.close()
+
+
+class TestTheKeeper:
+    def test_outlives_a_log_file_that_cannot_be_opened(self, empty_child: Path, tmp_path: Path) -> None:
+        async def main() -> None:
+            pauses: list[int] = []
+            logs = tmp_path / "logs"
+            logs.mkdir()
+
+            def pause(failures: int) -> float:
+                pauses.append(failures)
+                return 0
+
+            async with running(engine_of(empty_child, log_file=logs / "engine.log", pause=pause)) as engine:
+                assert engine.pid
+                logs.rename(tmp_path / "away")
+                os.kill(engine.pid, signal.SIGKILL)
+                await until(lambda: len(pauses) >= 3)
+                assert "cannot be restarted: cannot write" in (await engine.health(TIMEOUTS)).reason
+                (tmp_path / "away").rename(logs)
+                await until(lambda: engine.pid is not None)
+            assert pauses[:3] == [1, 2, 3]
+
+        asyncio.run(main())
+
+    def test_outlives_what_nobody_foresaw(
+        self, empty_child: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async def main() -> None:
+            async with running(engine_of(empty_child, pause=lambda _: 0.01)) as engine:
+                assert engine.pid
+                assert engine._child
+                with monkeypatch.context() as broken:
+                    broken.setattr(engine, "_sinks", fail)
+                    broken.setattr(engine._child, "stop", fail)
+                    left, first = engine._child, engine.pid
+                    os.kill(first, signal.SIGKILL)
+                    await until(lambda: "cannot be restarted: nobody foresaw this" in engine._trouble)
+                await left.stop()
+                await until(lambda: engine.pid not in (None, first))
+
+        def fail() -> None:
+            raise RuntimeError("nobody foresaw this")
+
+        asyncio.run(main())
+        assert "left something behind" in caplog.text
+        assert "Traceback" in caplog.text
+
+
+class TestMessages:
+    def test_a_full_disk_does_not_block_the_child(self, empty_child: Path, caplog: pytest.LogCaptureFixture) -> None:
+        async def main() -> None:
+            async with running(engine_of(empty_child, log_file=Path("/dev/full"), start_timeout=PATIENCE)) as engine:
+                assert engine.pid
+
+        asyncio.run(main())
+        assert caplog.text.count("No space left on device") == 1
+
+    def test_a_sink_that_fails_is_dropped_and_the_others_are_not(self) -> None:
+        async def main() -> None:
+            stream = asyncio.StreamReader()
+            stream.feed_data(b"one two")
+            stream.feed_eof()
+            with io.BytesIO() as sound:
+                messages = embedded._Messages([Closed(), sound])
+                await messages.read_from(stream)
+                assert sound.getvalue() == b"one two"
+                messages.close()
+
+        asyncio.run(main())
 
 
 @pytest.mark.engine

@@ -24,7 +24,7 @@ from typing import BinaryIO
 
 import msgspec
 
-from tonnage.errors import EngineError, LocalError, Unavailable, UsageError
+from tonnage.errors import EngineError, LocalError, TonnageError, Unavailable, UsageError
 from tonnage.gateway.engines.engine import Answer, Health, Timeouts
 from tonnage.gateway.engines.http import HttpEngine
 
@@ -204,26 +204,36 @@ class EmbeddedEngine:
             yield answer
 
     async def _keep(self, file: Path) -> None:
-        """Start the child again whenever it ends."""
+        """Start the child again whenever it ends; nobody would restart this task, so no error may end it."""
         clock = asyncio.get_running_loop().time
         failures = 0
         while True:
             began = clock()
             if self._child is not None:
-                status = await self._child.process.wait()
-                child, self._child = self._child, None
-                self._trouble = f"it ended with status {status}, and is being restarted"
-                log.error("engine %s ended with status %d; restarting it", self._name, status)
-                await child.stop()
+                await self._outlive(self._child)
             failures = 1 if clock() - began > STEADY else failures + 1
             await asyncio.sleep(self._pause(failures))
             try:
                 self._child = await self._launch(file)
-            except EngineError as error:
+            except TonnageError as error:
                 self._trouble = f"it cannot be restarted: {error.message}"
                 log.error("engine %s cannot be restarted: %s", self._name, error)
+            except Exception as error:
+                self._trouble = f"it cannot be restarted: {error or type(error).__name__}"
+                log.exception("engine %s cannot be restarted", self._name)
             else:
                 log.info("engine %s is running again", self._name)
+
+    async def _outlive(self, child: _Child) -> None:
+        """Wait until the child has ended, and clear up after it."""
+        status = await child.process.wait()
+        self._child = None
+        self._trouble = f"it ended with status {status}, and is being restarted"
+        log.error("engine %s ended with status %d; restarting it", self._name, status)
+        try:
+            await child.stop()
+        except Exception:
+            log.exception("engine %s left something behind", self._name)
 
     async def _launch(self, file: Path) -> _Child:
         settings = {
@@ -310,16 +320,15 @@ class _Messages:
     """What llama.cpp says on standard error: passed to the sinks, and the end of it kept."""
 
     def __init__(self, sinks: Sequence[BinaryIO]) -> None:
-        self._sinks = sinks
+        self._sinks = list(sinks)
         self._tail = b""
 
     async def read_from(self, stream: asyncio.StreamReader | None) -> None:
-        """Read until the child closes it."""
+        """Read until the child closes it, whatever becomes of the sinks: a child that nobody reads from blocks."""
         while stream is not None and (data := await stream.read(1 << 16)):
             self._tail = (self._tail + data)[-_TAIL:]
-            for sink in self._sinks:
-                sink.write(data)
-                sink.flush()
+            for sink in list(self._sinks):
+                self._pass(data, sink)
 
     def reason(self) -> str:
         """The first error about the model, on one line; empty if there is none."""
@@ -329,8 +338,25 @@ class _Messages:
     def close(self) -> None:
         """Close the log file."""
         for sink in self._sinks:
-            if sink is not sys.stderr.buffer:
-                sink.close()
+            _close(sink)
+        self._sinks.clear()
+
+    def _pass(self, data: bytes, sink: BinaryIO) -> None:
+        """Give `data` to a sink; one that takes no more (a full disk, a closed stream) is dropped."""
+        try:
+            sink.write(data)
+            sink.flush()
+        except (OSError, ValueError) as error:
+            self._sinks.remove(sink)
+            _close(sink)
+            log.warning("llama.cpp's messages cannot be written any more: %s", error)
+
+
+def _close(sink: BinaryIO) -> None:
+    # Standard error is not ours to close. Closing writes what is left, which fails where writing did.
+    if sink is not getattr(sys.stderr, "buffer", None):
+        with suppress(OSError, ValueError):
+            sink.close()
 
 
 def _processors() -> int:

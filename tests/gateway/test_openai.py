@@ -264,6 +264,22 @@ class TestEngineFailures:
         assert caught.value.code == "context_length_exceeded"
 
 
+class TestEndlessAnswers:
+    @pytest.mark.parametrize("script", [{"pieces": ["x" * 5000]}, {"status": 400, "error": b"x" * 5000}])
+    def test_are_not_held_in_memory(self, script: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("tonnage.gateway.engines.http.MAX_ANSWER", 4000)
+        with client(saying(**script)) as sdk, pytest.raises(openai.APIStatusError) as caught:
+            sdk.chat.completions.create(model="scripted", messages=HELLO)
+        assert caught.value.status_code == 502
+        assert "more than 4000 bytes" in caught.value.message
+
+    def test_streams_may_be_longer(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("tonnage.gateway.engines.http.MAX_ANSWER", 4000)
+        with client(saying(pieces=["x" * 3000] * 3)) as sdk:
+            stream = sdk.chat.completions.create(model="scripted", messages=HELLO, stream=True)
+            assert sum(len(chunk.choices[0].delta.content or "") for chunk in stream if chunk.choices) == 9000
+
+
 class TestDisconnects:
     @pytest.mark.parametrize("stream", [True, False])
     def test_a_client_that_leaves_cancels_the_generation(self, stream: bool) -> None:

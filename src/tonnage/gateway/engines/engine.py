@@ -71,7 +71,7 @@ class Answer(Protocol):
         ...
 
     async def read(self) -> bytes:
-        """The rest of the body. Raises as `chunks` does."""
+        """The rest of the body. Raises as `chunks` does, and EngineError if there is no end to it."""
         ...
 
 

@@ -23,6 +23,9 @@ from tonnage.gateway.engines.engine import Health, Timeouts
 KEEP_ALIVE = 4.0
 """Seconds; below the 5 of uvicorn's `timeout_keep_alive` and of cpp-httplib."""
 
+MAX_ANSWER = 64 << 20
+"""Bytes of an answer that is not a stream: it is held in memory whole, and the engine may be anybody's."""
+
 
 class HttpEngine:
     """An engine at a URL.
@@ -209,10 +212,14 @@ class HttpAnswer:
 
     async def read(self) -> bytes:
         """See `Answer.read`."""
-        try:
-            return await self._response.content.read()
-        except (TimeoutError, aiohttp.ClientError, OSError) as error:
-            raise self._broken(error) from error
+        chunks: list[bytes] = []
+        size = 0
+        async for chunk in self.chunks():
+            size += len(chunk)
+            if size > MAX_ANSWER:
+                raise EngineError(f"engine {self._name} gives an answer of more than {MAX_ANSWER} bytes")
+            chunks.append(chunk)
+        return b"".join(chunks)
 
     def _broken(self, error: Exception) -> Exception:
         if isinstance(error, TimeoutError):

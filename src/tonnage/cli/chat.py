@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from tonnage.gateway.client import ChatClient
     from tonnage.gateway.server import Server
 
+_CONTROLS = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
+"""The control characters of ASCII and of ISO 8859-1, which terminals obey too; to be dropped."""
+
 
 def chat(
     place: Annotated[
@@ -56,13 +59,26 @@ def chat(
             for piece in client.stream(history, model=chosen, **options):
                 answer += piece
                 if not json:
-                    sys.stdout.write(piece)
+                    sys.stdout.write(_shown(piece))
                     sys.stdout.flush()
             history.append({"role": "assistant", "content": answer})
             if json:
                 output.result({"model": chosen, "question": question, "answer": answer}, lambda _: None)
             else:
                 sys.stdout.write("\n")
+
+
+def _shown(piece: str) -> str:
+    """A piece of an answer as standard output may have it.
+
+    A model can be talked into writing what a terminal obeys (a title, a link, the clipboard), so a terminal gets no
+    control characters but newline and tab: without them no sequence begins, however it is split over the pieces.
+    Anything else gets the text as it is, but for what its encoding has no bytes for.
+    """
+    if sys.stdout.isatty():
+        piece = piece.translate(_CONTROLS)
+    encoding = sys.stdout.encoding or "utf-8"
+    return piece.encode(encoding, "replace").decode(encoding)
 
 
 def _questions(message: str | None, model: str, output: Output) -> Iterator[str]:

@@ -8,6 +8,9 @@ CODE := src tests bench examples
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 ARGS ?=
 
+# Named to the tests, so that they fail without the model instead of skipping what needs it.
+MODEL := $(CURDIR)/.cache/models/smollm2
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -21,7 +24,7 @@ quickstart: $(VENV)/run.stamp model ## Pack, push, pull, verify and serve a smal
 
 .PHONY: test
 test: $(VENV)/dev.stamp model ## Run every test that needs nothing but this repository
-	$(BIN)/pytest -m "not peers" $(ARGS)
+	TONNAGE_TEST_MODEL="$(MODEL)" $(BIN)/pytest -m "not peers" $(ARGS)
 
 .PHONY: check
 check: $(VENV)/dev.stamp ## Formatting, lint, types, and who may import whom
@@ -41,11 +44,12 @@ peers: ## Build or install the real peers: oras, crane, skopeo, docker-registry
 
 .PHONY: test-peers
 test-peers: $(VENV)/dev.stamp peers model ## Run the tests against real peers
-	TONNAGE_PEERS="$$(tests/peers/build.sh --path)" $(BIN)/pytest -m peers $(ARGS)
+	TONNAGE_PEERS="$$(tests/peers/build.sh --path)" TONNAGE_TEST_MODEL="$(MODEL)" $(BIN)/pytest -m peers $(ARGS)
 
 .PHONY: bench
-bench: $(VENV)/bench.stamp ## Measure the HTTP clients and the registry server side by side
+bench: $(VENV)/bench.stamp ## Measure the registry server, the gateway and the HTTP clients; ARGS="--rounds 3"
 	$(BIN)/python bench/registry_server.py $(ARGS)
+	$(BIN)/python bench/gateway.py $(ARGS)
 	$(VENV)/bench/bin/python bench/http_clients.py $(ARGS)
 
 .PHONY: model

@@ -101,8 +101,8 @@ def test_wrong_usage(tonnage: Tonnage, arguments: list[str]) -> None:
     assert "Traceback" not in done.err
 
 
-def test_an_unreadable_file(model: Path, tmp_path: Path, tonnage: Tonnage) -> None:
-    """Even root cannot read a process' memory as a file, nor what is neither a file nor a folder."""
+def test_a_link_out_of_the_folder_and_a_socket(model: Path, tmp_path: Path, tonnage: Tonnage) -> None:
+    """Neither is packed: what the link points to was not named, and a socket has no content."""
     (model / "link.bin").symlink_to("/proc/self/mem")
     done = tonnage("pack", model, "-o", "oci:out:v1")
     assert "is a link out of the model folder" in done.problem

@@ -94,6 +94,17 @@ def test_depth() -> None:
         list(walk(shelf, nested(shelf, MAX_DEPTH)))
 
 
+def test_number_of_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    shelf = Shelf()
+    layers = [shelf.blob(bytes([number])) for number in range(8)]
+    root = shelf.index(shelf.manifest(*layers[:4]), shelf.manifest(*layers))
+    monkeypatch.setattr("tonnage.content.graph.MAX_NODES", 12)
+    assert len(list(walk(shelf, root))) == 12
+    monkeypatch.setattr("tonnage.content.graph.MAX_NODES", 11)
+    with pytest.raises(InvalidContent, match="names more than 11 nodes"):
+        list(walk(shelf, root))
+
+
 def test_missing_and_damaged_manifests() -> None:
     shelf = Shelf()
     child = shelf.manifest(shelf.blob(b"x"))

@@ -32,6 +32,7 @@ from tonnage.errors import (
 )
 from tonnage.stores.registry import Credentials, RegistryStore, Timeouts
 from tonnage.stores.registry.client import _error_body
+from tonnage.stores.registry.kept import KeptManifests
 
 BLOB = bytes(range(256)) * 4
 NODE = Descriptor.of(BLOB, "application/octet-stream")
@@ -411,6 +412,30 @@ def test_pages_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(server.requests) == 10
 
 
+def test_pages_of_too_many_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tonnage.stores.registry.client.MAX_PAGED", 2000)
+
+    def play(request: Request, line: Line) -> None:
+        line.reply(200, tags("a"), {"Link": f"<{request.path}?{'x' * 500}>; rel=next"})
+
+    with wire(play) as server, store_of(server) as store, pytest.raises(InvalidContent, match="more than 2000 bytes"):
+        store.tags()
+    assert len(server.requests) == 4
+
+
+def test_pages_of_too_many_entries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tonnage.stores.registry.client.MAX_ENTRIES", 3)
+    following = "<?next=1>; rel=next"
+    with wire(pages((tags("a", "b"), following), (tags("b", "c"), ""))) as server, store_of(server) as store:
+        assert len(store.tags()) == 3
+    with wire(pages((tags("a", "b"), following), (tags("c", "d"), ""))) as server, store_of(server) as store:
+        with pytest.raises(InvalidContent, match="more than 3 entries"):
+            store.tags()
+    listing = json.dumps({**INDEX, "manifests": [entry(number, "a/b") for number in range(4)]}).encode()
+    with registry(200, listing) as store, pytest.raises(InvalidContent, match="more than 3 entries"):
+        store.referrers(ROOT)
+
+
 @pytest.mark.parametrize("body", [b'{"tags": null}', b"{}", b'{"name": "x"}'])
 def test_no_tags(body: bytes) -> None:
     with registry(200, body) as store:
@@ -535,6 +560,47 @@ def test_an_upload_of_other_bytes(code: str) -> None:
 def test_an_upload_that_is_refused(status: int, kind: type[TonnageError]) -> None:
     with wire(upload("/up", status)) as server, store_of(server) as store, pytest.raises(kind):
         store.push(NODE, opener(BLOB))
+
+
+@pytest.mark.parametrize("status", [400, 404, 500])
+def test_the_state_of_an_upload_is_not_shown(status: int) -> None:
+    location = "/v2/models/llama/blobs/uploads/1?_state=SECRET"
+    with wire(upload(location, status)) as server, store_of(server) as store:
+        with pytest.raises(TonnageError, match="models/llama/blobs/uploads/1") as caught:
+            store.push(NODE, opener(BLOB))
+    assert "SECRET" not in f"{caught.value} {caught.value!r}"
+    assert "?" not in str(caught.value)
+
+
+# --- kept manifests
+
+
+def test_a_manifest_is_kept_after_it_was_resolved() -> None:
+    with wire(lambda _, line: line.reply(200, MANIFEST, {"Content-Type": OCI_MANIFEST})) as server:
+        with store_of(server) as store:
+            read_all(store.fetch(store.resolve("v1")), ROOT, limit=4000)
+    assert server.asked == ["GET /v2/models/llama/manifests/v1"]
+
+
+def test_kept_manifests_are_bounded_by_their_bytes() -> None:
+    kept = KeptManifests(11_000)
+
+    def left() -> list[int]:
+        return [number for number in range(1000) if kept.get(str(number)) is not None]
+
+    for number in range(4):
+        kept.keep(str(number), bytes(3000))
+    assert left() == [1, 2, 3]
+    kept.keep("1", bytes(2000))
+    kept.forget("2")
+    kept.forget("unknown")
+    kept.keep("4", bytes(4000))
+    assert left() == [1, 3, 4], "what was kept twice counts once, what was forgotten not at all"
+    kept.keep("5", bytes(20_000))
+    assert left() == [], "it is larger than all that may be kept"
+    for number in range(1000):
+        kept.keep(str(number), b"{}")
+    assert 10 < len(left()) < 30, "small ones are not free"
 
 
 def test_docker_io_is_another_host() -> None:

@@ -13,6 +13,9 @@ from tonnage.errors import InvalidContent
 MAX_DEPTH = 8
 """Indexes within indexes; artifacts in the field have two levels."""
 
+MAX_NODES = 100_000
+"""Nodes of one artifact; the largest models have some hundred, and every node is remembered during a walk."""
+
 Successors = Callable[[Fetcher, Descriptor], Sequence[Descriptor]]
 """What must be in a store before a node may be."""
 
@@ -43,7 +46,7 @@ def walk(fetcher: Fetcher, root: Descriptor, find: Successors = successors) -> I
     """Every node below and including `root`, once each, successors before what needs them.
 
     Raises:
-        InvalidContent: nested deeper than `MAX_DEPTH`.
+        InvalidContent: nested deeper than `MAX_DEPTH`, or of more than `MAX_NODES` nodes.
     """
     seen: set[str] = set()
 
@@ -53,6 +56,8 @@ def walk(fetcher: Fetcher, root: Descriptor, find: Successors = successors) -> I
         seen.add(node.digest)
         if depth > MAX_DEPTH:
             raise InvalidContent(f"manifest {root.digest} nests indexes more than {MAX_DEPTH} deep")
+        if len(seen) > MAX_NODES:
+            raise InvalidContent(f"manifest {root.digest} names more than {MAX_NODES} nodes")
         for child in find(fetcher, node):
             yield from visit(child, depth + 1)
         yield node

@@ -13,21 +13,32 @@ from tonnage.errors import RangeNotServed, TonnageError, Truncated
 from tonnage.transfer.events import Moved, OnEvent, Retrying
 from tonnage.transfer.retry import Retry, Stopped
 
+MAX_KEPT = 32 << 20
+"""Bytes of manifests that a copy keeps."""
+
 
 class ManifestCache:
-    """A fetcher that fetches each manifest once: a copy walks them, and then pushes them."""
+    """A fetcher that fetches each manifest once: a copy walks them, and then pushes them.
+
+    What goes beyond `MAX_KEPT` bytes is fetched again: a hostile artifact costs requests, not memory.
+    """
 
     def __init__(self, source: Fetcher) -> None:
         self._source = source
         self._kept: dict[str, bytes] = {}
+        self._room = MAX_KEPT
 
     def fetch(self, node: Descriptor) -> Reader:
         """See `Fetcher.fetch`."""
         if not node.is_manifest:
             return self._source.fetch(node)
-        if node.digest not in self._kept:
-            self._kept[node.digest] = read_all(self._source.fetch(node), node, limit=MAX_MANIFEST_SIZE)
-        return BytesReader(self._kept[node.digest])
+        raw = self._kept.get(node.digest)
+        if raw is None:
+            raw = read_all(self._source.fetch(node), node, limit=MAX_MANIFEST_SIZE)
+            if len(raw) <= self._room:
+                self._kept[node.digest] = raw
+                self._room -= len(raw)
+        return BytesReader(raw)
 
 
 class SteadyReader:

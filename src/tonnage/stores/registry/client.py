@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 import ssl
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from email.utils import parsedate_to_datetime
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urlsplit
 
 import msgspec
 
@@ -32,6 +31,7 @@ from tonnage.errors import (
 )
 from tonnage.stores.names import check_tag
 from tonnage.stores.registry.auth import Authenticator, CredentialSource, docker_config
+from tonnage.stores.registry.kept import KeptManifests
 from tonnage.stores.registry.transport import Body, Response, Timeouts, Transport, follow, host_of
 from tonnage.stores.registry.upload import upload_blob
 
@@ -45,7 +45,15 @@ MAX_LIST = 8 << 20
 MAX_PAGES = 10_000
 """Pages of one list; a server that always names another would be asked forever."""
 
-_KEPT_MANIFESTS = 64
+MAX_PAGED = 32 << 20
+"""Bytes of all pages of one list, and of the addresses that they name."""
+
+MAX_ENTRIES = 200_000
+"""Tags or referrers in one list; short ones take far more memory than they took bytes on the way."""
+
+MAX_KEPT = 16 << 20
+"""Bytes of manifests that a store keeps."""
+
 _DOCKER_HUB = {"docker.io": "registry-1.docker.io", "index.docker.io": "registry-1.docker.io"}
 
 
@@ -75,7 +83,8 @@ class RegistryStore:
         self._url = f"{'http' if plain else 'https'}://{host}/v2/{repository.name}"
         self._transport = Transport(timeouts=timeouts, tls=tls)
         self._auth = Authenticator(repository.host, self._transport, credentials or docker_config())
-        self._manifests: OrderedDict[str, bytes] = OrderedDict()
+        # A pull reads a manifest more than once; the registry is asked once.
+        self._manifests = KeptManifests(MAX_KEPT)
 
     def close(self) -> None:
         """Close idle connections."""
@@ -120,7 +129,7 @@ class RegistryStore:
                 f"{self.repository.host} sent a manifest that hashes to {digest} for {wanted}",
                 hint="its copy is damaged, or something on the way changes what it sends",
             )
-        self._keep(digest, raw)
+        self._manifests.keep(digest, raw)
         return Descriptor(
             media_type=document.media_type, digest=digest, size=len(raw), artifact_type=document.artifact_type
         )
@@ -133,13 +142,15 @@ class RegistryStore:
                 found.update(msgspec.json.decode(raw, type=_Tags).tags or [])
             except (ValueError, RecursionError) as error:
                 raise InvalidContent(f"{self.repository.host} sent a malformed list of tags: {error}") from error
+            self._check_entries(found)
         return sorted(found)
 
     def referrers(self, node: Descriptor, artifact_type: str | None = None) -> Sequence[Descriptor]:
         """See `ReferrerLister.referrers`; uses the tag scheme where the registry has no referrers API."""
-        found = []
+        found: list[Descriptor] = []
         for page in self._referrer_pages(node, artifact_type):
             found += [entry for entry in page.manifests if artifact_type in (None, entry.artifact_type)]
+            self._check_entries(found)
         return found
 
     # --- writing
@@ -160,7 +171,7 @@ class RegistryStore:
             upload_blob(self._call, self._url, node, open)
             return
         raw = read_all(open(0), node, limit=MAX_MANIFEST_SIZE)
-        self._keep(node.digest, raw)
+        self._manifests.keep(node.digest, raw)
         self._put_manifest(node.digest, node, raw)
 
     def tag(self, node: Descriptor, reference: str) -> None:
@@ -171,7 +182,7 @@ class RegistryStore:
 
     def delete(self, node: Descriptor) -> None:
         """See `Deleter.delete`."""
-        self._manifests.pop(node.digest, None)
+        self._manifests.forget(node.digest)
         self._call("DELETE", self._node_url(node), expect=(200, 202)).close()
 
     # --- requests
@@ -212,7 +223,7 @@ class RegistryStore:
         codes, message = _error_body(body)
         status, host = response.status, self.repository.host
         said = f": {message}" if message else ""
-        what = f"{self.repository.name}{url.removeprefix(self._url)}" if url.startswith(self._url) else host
+        what = self._what(url)
         if status == 401:
             does = "refused the login" if login else "wants a login"
             return AccessDenied(f"{host} {does} (HTTP 401){said}", hint=f"docker login {host}")
@@ -266,13 +277,28 @@ class RegistryStore:
         """The bodies of a list that comes in pages, each named by the one before."""
         url: str | None = first
         seen: set[str] = set()
+        room = MAX_PAGED
         while url and url not in seen:
             if len(seen) == MAX_PAGES:
                 raise InvalidContent(f"{self.repository.host} sends a list of more than {MAX_PAGES} pages")
             seen.add(url)
             response = self._call("GET", url, expect=(200,), headers={"Accept": f"{OCI_INDEX}, application/json"})
-            yield response.read(limit)
+            raw = response.read(limit)
+            room -= len(raw) + len(url)
+            if room < 0:
+                raise InvalidContent(f"{self.repository.host} sends a list of more than {MAX_PAGED} bytes")
+            yield raw
             url = _next_page(response)
+
+    def _check_entries(self, found: Sized) -> None:
+        if len(found) > MAX_ENTRIES:
+            raise InvalidContent(f"{self.repository.host} sends a list of more than {MAX_ENTRIES} entries")
+
+    def _what(self, url: str) -> str:
+        """What a URL names, to tell the user: its path only, since the query of an upload's or a bucket's URL is a
+        secret that lets whoever reads the log do the same."""
+        own = url == self._url or url.startswith(f"{self._url}/")
+        return urlsplit(url).path.removeprefix("/v2/") if own else self.repository.host
 
     def _manifest_url(self, reference: str) -> str:
         return f"{self._url}/manifests/{quote(reference, safe=':')}"
@@ -289,12 +315,6 @@ class RegistryStore:
                 hint="its copy is damaged, or something on the way changes what it sends",
             )
         return response
-
-    def _keep(self, digest: Digest, raw: bytes) -> None:
-        """A pull reads a manifest more than once; the registry is asked once."""
-        self._manifests[digest] = raw
-        while len(self._manifests) > _KEPT_MANIFESTS:
-            self._manifests.popitem(last=False)
 
 
 class _Tags(msgspec.Struct):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import os
 import traceback
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -414,9 +415,69 @@ def test_no_file_and_an_unreadable_one(tmp_path: Path) -> None:
         docker_config(tmp_path)("r.example")
 
 
-def test_a_file_with_helpers_is_read(tmp_path: Path) -> None:
-    raw = json.dumps({"auths": {"r.example": {}}, "credsStore": "desktop", "credHelpers": {"gcr.io": "gcloud"}})
-    assert config(tmp_path, raw.encode())("r.example") is None
+@pytest.fixture
+def helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A credential helper named `test`, and the file that says what it prints; it notes what it is asked."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    program = folder / "docker-credential-test"
+    program.write_text(f'#!/bin/sh\ncat >"{tmp_path}/asked"\ncat "{tmp_path}/answer"\n. "{tmp_path}/end"\n')
+    program.chmod(0o755)
+    (tmp_path / "end").write_text("exit 0")
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return tmp_path / "answer"
+
+
+@pytest.mark.parametrize(("host", "server"), [("r.example", "r.example"), ("docker.io", "https://index.docker.io/v1/")])
+@pytest.mark.parametrize("raw", [{"credsStore": "test", "auths": {"r.example": {}}}, {"credHelpers": None}])
+def test_a_credential_helper_is_asked(
+    tmp_path: Path, helper: Path, host: str, server: str, raw: dict[str, object]
+) -> None:
+    if "credHelpers" in raw:
+        raw = {"credHelpers": {server: "test"}, "credsStore": "missing"}
+    helper.write_text(json.dumps({"ServerURL": "x", "Username": "anna", "Secret": SECRET}))
+    assert config(tmp_path, json.dumps(raw).encode())(host) == ANNA
+    assert (tmp_path / "asked").read_text() == server
+
+
+def test_a_helper_that_knows_nothing(tmp_path: Path, helper: Path) -> None:
+    helper.write_text("credentials not found in native keychain")
+    (tmp_path / "end").write_text("exit 1")
+    assert config(tmp_path, b'{"credsStore": "test"}')("r.example") is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "end", "text"),
+    [
+        (f"{SECRET} is locked", "exit 1", "failed for r.example"),
+        (f'["{SECRET}"]', "exit 0", "gave no credentials"),
+        (json.dumps({"Username": "<token>", "Secret": SECRET}), "exit 0", "not supported yet"),
+    ],
+)
+def test_a_helper_that_fails(tmp_path: Path, helper: Path, answer: str, end: str, text: str) -> None:
+    helper.write_text(answer)
+    (tmp_path / "end").write_text(end)
+    with pytest.raises(AccessDenied, match=text) as caught:
+        config(tmp_path, b'{"credsStore": "test"}')("r.example")
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_helper_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(AccessDenied, match="docker-credential-none-such is not installed"):
+        config(tmp_path, b'{"credsStore": "none-such"}')("r.example")
+    with pytest.raises(InvalidContent, match="not the name of a credential helper"):
+        config(tmp_path, b'{"credsStore": "../../bin/sh"}')("r.example")
+
+
+def test_a_plain_registry_may_have_a_plain_token_server() -> None:
+    with token_server() as server, closing(Transport()) as transport:
+        auth = Authenticator("localhost:1", transport, lambda _: ANNA, plain_http=True)
+        assert auth.answer(f'Bearer realm="http://{server.tokens.host}/"', "s", rejected=None).startswith("Bearer ")
+        plain = Authenticator("harbor.lan", transport, lambda _: ANNA, plain_http=True)
+        with pytest.raises(AccessDenied, match="forbidden address"):
+            plain.answer('Bearer realm="http://169.254.169.254/"', "s", rejected=None)
+        with pytest.raises(Unavailable, match=r"harbor\.invalid"):
+            plain.answer('Bearer realm="http://harbor.invalid/token"', "s", rejected=None)
 
 
 def test_docker_config_names_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

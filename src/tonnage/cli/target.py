@@ -14,7 +14,7 @@ from tonnage.content.storage import Pusher, RangeFetcher, Resolver, Tagger, TagL
 from tonnage.errors import InvalidReference
 from tonnage.stores.cache import NodeCache, default_root
 from tonnage.stores.layout import DEFAULT_TAG, LayoutStore
-from tonnage.stores.registry import RegistryStore
+from tonnage.stores.registry import RegistryStore, docker_config
 
 PlainHttp = Annotated[
     bool | None,
@@ -46,7 +46,7 @@ def open_store(target: Target, *, plain_http: bool | None = None, create: bool =
         case Layout():
             yield LayoutStore(Path(target.path).expanduser(), create=create)
         case Repository():
-            with closing(RegistryStore(target, plain_http=plain_http)) as store:
+            with closing(RegistryStore(target, plain_http=plain_http, credentials=docker_config())) as store:
                 yield store
         case Folder():
             raise InvalidReference(

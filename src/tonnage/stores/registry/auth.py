@@ -1,27 +1,25 @@
 """Credentials and tokens: what a registry asks for in `WWW-Authenticate`, and how to answer it.
 
-Basic authentication (RFC 7617), bearer tokens (distribution, docs/spec/auth/token.md), anonymous access, and the
-credentials that `docker login` has stored.
+Basic authentication (RFC 7617), bearer tokens (distribution, docs/spec/auth/token.md) and anonymous access. Where the
+user names and passwords come from is `docker`'s business.
 """
 
 from __future__ import annotations
 
 import base64
 import ipaddress
-import os
 import re
 import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from urllib.parse import urlencode, urlsplit
 
 import msgspec
 
 from tonnage.content.reference import is_loopback
-from tonnage.errors import AccessDenied, InvalidContent, LocalError, Unavailable
+from tonnage.errors import AccessDenied, InvalidContent, Unavailable
 from tonnage.stores.registry.transport import Transport
 
 MAX_TOKEN = 1 << 20
@@ -94,6 +92,7 @@ class Authenticator:
         host: the registry, `host[:port]`.
         transport: for requests to the token server.
         credentials: where to look for a user name and password.
+        plain_http: whether the registry is spoken to without TLS, so that its token server may be, too.
         clock: seconds, monotonic.
     """
 
@@ -103,11 +102,13 @@ class Authenticator:
         transport: Transport,
         credentials: CredentialSource,
         *,
+        plain_http: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._host = host
         self._transport = transport
         self._credentials = credentials
+        self._plain_http = plain_http
         self._clock = clock
         self._tokens: dict[str, _Token] = {}
         self._lock = threading.Lock()
@@ -192,7 +193,7 @@ class Authenticator:
         if not usable:
             raise AccessDenied(f"{self._host} names no usable token server: {realm[:200]!r}")
         local = is_loopback(self._host)
-        if parts.scheme == "http" and not local:
+        if parts.scheme == "http" and not (local or self._plain_http):
             raise AccessDenied(f"{self._host} names a token server without TLS: {realm[:200]!r}")
         address = _address(host)
         if address is None:
@@ -226,61 +227,3 @@ class _Answer(msgspec.Struct):
     token: str | None = None
     access_token: str | None = None
     expires_in: object = None
-
-
-class _Auth(msgspec.Struct):
-    auth: str = ""
-    username: str = ""
-    password: str = ""
-
-    def __repr__(self) -> str:
-        return f"_Auth({self.username!r})"
-
-
-class _DockerConfig(msgspec.Struct):
-    auths: dict[str, _Auth] = {}
-
-
-def docker_config(path: Path | None = None) -> CredentialSource:
-    """Credentials that `docker login` has stored.
-
-    Args:
-        path: a `config.json`; by default `$DOCKER_CONFIG/config.json` or `~/.docker/config.json`.
-
-    Raises (when used):
-        LocalError: the file is there but cannot be read.
-        InvalidContent: it is damaged.
-    """
-    default = Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker") / "config.json"
-
-    def find(host: str) -> Credentials | None:
-        file = path or default
-        try:
-            raw = file.read_bytes()
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise LocalError.from_os(error, "read the credentials in", file) from error
-        try:
-            known = msgspec.json.decode(raw, type=_DockerConfig).auths
-        except (ValueError, RecursionError) as error:
-            raise InvalidContent(f"{file} is damaged: {error}", hint="log in again") from error
-        # `docker login` stores Docker Hub's credentials under this one name.
-        hub = ["https://index.docker.io/v1/"] if host in ("docker.io", "index.docker.io") else []
-        for name in (host, f"https://{host}", f"https://{host}/v1/", f"https://{host}/v2/", *hub):
-            if name in known:
-                return _decode(known[name], file)
-        return None
-
-    return find
-
-
-def _decode(auth: _Auth, file: Path) -> Credentials | None:
-    if not auth.auth:
-        return Credentials(auth.username, auth.password) if auth.username else None
-    try:
-        username, _, password = base64.b64decode(auth.auth, validate=True).decode().partition(":")
-    except ValueError:
-        # Without the cause, which quotes the bytes.
-        raise InvalidContent(f"{file} holds credentials that cannot be decoded", hint="log in again") from None
-    return Credentials(username, password.rstrip("\0"))

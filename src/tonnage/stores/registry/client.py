@@ -30,7 +30,7 @@ from tonnage.errors import (
     Unavailable,
 )
 from tonnage.stores.names import check_tag
-from tonnage.stores.registry.auth import Authenticator, CredentialSource, docker_config
+from tonnage.stores.registry.auth import Authenticator, CredentialSource
 from tonnage.stores.registry.kept import KeptManifests
 from tonnage.stores.registry.transport import Body, Response, Timeouts, Transport, follow, host_of
 from tonnage.stores.registry.upload import upload_blob
@@ -63,7 +63,7 @@ class RegistryStore:
     Args:
         repository: which.
         plain_http: whether to speak HTTP without TLS; by default only to this machine.
-        credentials: where to look for a user name and password; by default what `docker login` has stored.
+        credentials: where to look for a user name and password; by default there is none.
         timeouts: limits on waiting.
         tls: certificates to trust; the system's by default.
     """
@@ -82,7 +82,7 @@ class RegistryStore:
         host = _DOCKER_HUB.get(repository.host, repository.host)
         self._url = f"{'http' if plain else 'https'}://{host}/v2/{repository.name}"
         self._transport = Transport(timeouts=timeouts, tls=tls)
-        self._auth = Authenticator(repository.host, self._transport, credentials or docker_config())
+        self._auth = Authenticator(repository.host, self._transport, credentials or (lambda _: None), plain_http=plain)
         # A pull reads a manifest more than once; the registry is asked once.
         self._manifests = KeptManifests(MAX_KEPT)
 

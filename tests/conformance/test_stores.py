@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import http.client
 import itertools
-import os
-import shutil
-import socket
-import subprocess
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -15,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from conformance.store_suite import Store, StoreSuite
+from support.peers import docker_registry
 from support.servers import running
 from tonnage.content.reference import Repository
 from tonnage.distribution.app import create_app
@@ -22,14 +18,6 @@ from tonnage.stores.layout import LayoutStore
 from tonnage.stores.memory import MemoryStore
 from tonnage.stores.registry import RegistryStore
 
-CONFIG = """
-version: 0.1
-log: {{level: error, accesslog: {{disabled: true}}}}
-storage:
-  filesystem: {{rootdirectory: {root}}}
-  delete: {{enabled: true}}
-http: {{addr: "127.0.0.1:{port}"}}
-"""
 _names = itertools.count()
 
 
@@ -49,8 +37,7 @@ class RegistrySuite(StoreSuite):
     """A repository of its own for each test, in one registry for the class."""
 
     @pytest.fixture
-    def store(self, host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
-        monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    def store(self, host: str) -> Iterator[Store]:
         with closing(RegistryStore(Repository(host, f"models/m{next(_names)}"))) as store:
             yield store
 
@@ -72,42 +59,5 @@ class TestDistribution(RegistrySuite):
     @pytest.fixture(scope="class")
     @classmethod
     def host(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-        program = shutil.which("docker-registry")
-        if program is None:
-            if os.environ.get("TONNAGE_REQUIRE_PEERS") == "1":
-                pytest.fail("docker-registry is not installed, and TONNAGE_REQUIRE_PEERS is 1")
-            pytest.skip("docker-registry is not installed")
-        folder = tmp_path_factory.mktemp("distribution")
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-        config = folder / "config.yml"
-        config.write_text(CONFIG.format(root=folder / "data", port=port))
-        with (folder / "log").open("wb") as log:
-            process = subprocess.Popen([program, "serve", str(config)], stdout=log, stderr=log)
-        try:
-            _until_it_answers(port, process)
-            yield f"127.0.0.1:{port}"
-        finally:
-            process.terminate()
-            process.wait(20)
-
-
-def _until_it_answers(port: int, process: subprocess.Popen[bytes]) -> None:
-    for _ in range(100):
-        assert process.poll() is None, "docker-registry ended at once"
-        with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=10)) as connection:
-            try:
-                connection.request("GET", "/v2/")
-                connection.getresponse().read()
-                return
-            except ConnectionRefusedError:
-                _wait(process)
-    raise AssertionError("docker-registry does not answer")
-
-
-def _wait(process: subprocess.Popen[bytes]) -> None:
-    """A tenth of a second, or until the process ends."""
-    try:
-        process.wait(0.1)
-    except subprocess.TimeoutExpired:
-        return
+        with docker_registry(tmp_path_factory.mktemp("distribution")) as host:
+            yield host

@@ -358,3 +358,34 @@ def test_addresses(text: str, address: tuple[str, int]) -> None:
 
 def test_others_get_no_say_over_the_terminal() -> None:
     assert plain("a\x1b[31mb\nc\u202ed [bold]") == "a [31mb c d \\[bold]"
+
+
+@pytest.mark.parametrize("target", ["oci:other@{}", "{registry}/a@{}"])
+def test_a_digest_that_the_content_does_not_have(tonnage: Tonnage, model: Path, registry: str, target: str) -> None:
+    digest = f"sha256:{'0' * 64}"
+    place = target.replace("{registry}", registry).format(digest)
+    tonnage("pack", model, "-o", "oci:out:v1", "-q")
+    for arguments in (("push", model, place), ("cp", "oci:out:v1", place)):
+        done = tonnage(*arguments, "-q")
+        assert (done.code, f"not {digest}" in done.problem) == (2, True)
+
+
+def test_pull_into_a_layout_is_cp(tonnage: Tonnage, registry: str) -> None:
+    assert "tonnage cp" in tonnage("pull", f"{registry}/a:v1", "oci:out:v1").problem
+
+
+def test_a_cp_of_nothing_leaves_no_layout(tonnage: Tonnage, registry: str) -> None:
+    assert tonnage("cp", f"{registry}/a:v1", "oci:out:v1").code == 4
+    assert not Path("out").exists()
+
+
+def test_a_registry_in_a_folder_of_something_else(tonnage: Tonnage, model: Path) -> None:
+    assert "not a registry" in tonnage("registry", "serve", "--root", model, "--listen", "127.0.0.1:0").problem
+    assert not (model / "blobs").exists()
+
+
+def test_a_registry_that_is_full_is_not_asked_again(tonnage: Tonnage, model: Path) -> None:
+    with wire(lambda request, line: line.reply(507 if request.method == "POST" else 404, b"")) as server:
+        done = tonnage("push", model, f"{server.host}/a:v1")
+    assert (done.code, "free space on the registry" in done.err) == (9, True)
+    assert "trying again" not in done.err

@@ -45,19 +45,25 @@ def cp(
                 transfer = delivery.bring(store, artifact, folder, output, source=str(source), workers=workers)
             digest = artifact.root.digest
         case ((Layout() | Repository()), (Layout() | Repository())):
-            with (
-                open_store(source, plain_http=plain_http) as origin,
-                open_store(target, plain_http=plain_http, create=True) as destination,
-                output.progress("copying") as transfer,
-            ):
-                root = copy(
-                    origin,
-                    reference_of(source),
-                    destination,
-                    tags_of(target),
-                    on_event=transfer.on_event,
-                    workers=workers,
+            with open_store(source, plain_http=plain_http) as origin:
+                # Before a layout is made: there is something to copy, and it is what the target's digest names.
+                reference = reference_of(source)
+                root = delivery.FIRST_CONTACT.call(
+                    "source", lambda: origin.resolve(reference), on_retry=output.retrying
                 )
+                delivery.check_digest(target, root)
+                with (
+                    open_store(target, plain_http=plain_http, create=True) as destination,
+                    output.progress("copying") as transfer,
+                ):
+                    copy(
+                        origin,
+                        root.digest,
+                        destination,
+                        tags_of(target),
+                        on_event=transfer.on_event,
+                        workers=workers,
+                    )
             digest = root.digest
     output.result(
         {"source": str(source), "target": str(target), "digest": digest, **transfer.summary()},

@@ -126,6 +126,7 @@ def publish(
         FIRST_CONTACT.call("target", lambda: store.exists(LINK), on_retry=output.retrying)
         with output.progress("hashing") as hashing:
             model = pack(folder, options=options, previous=previous, on_progress=hashing.add)
+        check_digest(target, model.artifact.index)
         output.say(f"{len(model.files)} files in {len(model.layers)} layers: {model.artifact.index.digest}")
         with output.progress("pushing") as pushing:
             copy(model, "", store, tags, on_event=pushing.on_event, workers=workers)
@@ -133,6 +134,16 @@ def publish(
             node = model.artifact.modelpack if suffix == "modelpack" else model.artifact.image
             Retry().call("target", partial(store.tag, node, tag), on_retry=output.retrying)
     return Published(model, [*tags, *(tag for tag, _ in peers)], pushing)
+
+
+def check_digest(target: Layout | Repository, root: Descriptor) -> None:
+    """Check, before anything is moved, that what is to be copied is what the target's digest names.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if target.digest and target.digest != root.digest:
+        raise UsageError(f"what is to be copied is {root.digest}, not {target.digest}", hint="leave the digest out")
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import typer
 from tonnage.cli import delivery
 from tonnage.cli.output import Json, Output, Quiet
 from tonnage.cli.target import PlainHttp, parse_artifact_target
+from tonnage.errors import UsageError
 
 
 def pull(
@@ -30,6 +31,8 @@ def pull(
     """
     output = Output(json=json, quiet=quiet)
     target = parse_artifact_target(target_text)
+    if str(folder).startswith("oci:"):
+        raise UsageError(f"{folder} is a layout, not a folder", hint=f"use: tonnage cp {target} {folder}")
     with delivery.find_artifact(target, output, plain_http=plain_http) as (store, artifact):
         transfer = delivery.bring(store, artifact, folder, output, source=str(target), workers=workers)
     output.result(

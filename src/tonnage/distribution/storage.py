@@ -79,9 +79,11 @@ class Storage:
         """Make the folder, and be its only writer until `close`.
 
         Raises:
-            LocalError: it cannot be made, or another process serves it.
+            LocalError: it cannot be made, holds something else, or another process serves it.
         """
         with local_errors(f"use {self._root} as a registry"):
+            if self._root.exists() and not (self._root / "blobs").exists() and any(self._strangers()):
+                raise LocalError(f"{self._root} is not empty, and not a registry", hint="name an empty or new folder")
             for algorithm in HEX_LENGTH:
                 (self._root / "blobs" / algorithm).mkdir(parents=True, exist_ok=True)
             self._uploads.mkdir(exist_ok=True)
@@ -94,6 +96,9 @@ class Storage:
             raise LocalError(
                 f"another registry serves {self._root}", hint="stop it, or start this one read-only"
             ) from error
+
+    def _strangers(self) -> Iterator[Path]:
+        return (path for path in self._root.iterdir() if path.name != "lost+found")
 
     def close(self) -> None:
         """Let another process write."""

@@ -241,7 +241,8 @@ class RegistryStore:
                 hint="try again later",
                 retry_after=_seconds(after, response.headers.get("Date", "")),
             )
-        if status >= 500 or status == 408:
+        # To send a layer to a full registry (507) again would not make room for it.
+        if status == 408 or (status >= 500 and status != 507):
             return Unavailable(f"{host} failed on {method} {what} (HTTP {status}){said}", hint="try again later")
         return RegistryError(
             f"{host} refused {method} {what} (HTTP {status}){said}",

@@ -264,7 +264,7 @@ def test_what_is_no_manifest(media_type: str, body: bytes) -> None:
         (502, Unavailable, "HTTP 502"),
         (503, Unavailable, "HTTP 503"),
         (504, Unavailable, "HTTP 504"),
-        (507, Unavailable, "HTTP 507"),
+        (507, RegistryError, "HTTP 507.*free space on the registry"),
     ],
 )
 def test_statuses(status: int, kind: type[TonnageError], text: str) -> None:

@@ -244,10 +244,13 @@ class RegistryStore:
         # To send a layer to a full registry (507) again would not make room for it.
         if status == 408 or (status >= 500 and status != 507):
             return Unavailable(f"{host} failed on {method} {what} (HTTP {status}){said}", hint="try again later")
+        hint = "free space on the registry" if status == 507 else "ask who runs the registry"
+        if b"HTTPS" in body and url.startswith("http:"):
+            # What Go's and nginx' servers answer to plain HTTP.
+            hint = "say --tls"
         return RegistryError(
             f"{host} refused {method} {what} (HTTP {status}){said}",
-            # What Go's and nginx' servers answer to plain HTTP.
-            hint="say --tls" if b"HTTPS" in body and url.startswith("http:") else "ask who runs the registry",
+            hint=hint,
             status=status,
             codes=codes,
         )
